@@ -1,0 +1,1 @@
+"""PyTorch checkpoints in and out, and Orbax storage."""
