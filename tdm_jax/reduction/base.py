@@ -1,0 +1,263 @@
+"""The contract between a vision transformer and a method that reduces its tokens.
+
+A reducer is an immutable description of one method: its settings, the token counts that follow
+from them, and hooks that the transformer calls on its way through the blocks:
+
+    before_block -> attention (key_weight) -> after_attention -> MLP -> after_block, ..., finish
+
+Each hook is a pure function from a `TokenState` to a `TokenState`. Counts come from
+`block_plan`, in Python integers, before anything is traced. A method knows no transformer, the
+transformer no method. Learned methods own a tree of weights (`init`), which the transformer
+stores under `reducer` and hands back with every `Step`.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.tokens import TokenState
+
+Weights = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTShape:
+    """What a method may know of the transformer it works in.
+
+    Attributes:
+      grid: rows and columns of patches.
+      depth: number of blocks.
+      width: channels of a token.
+      num_heads: attention heads.
+      prefix: class, distillation and register tokens.
+      class_token: whether the first prefix token is a class token.
+    """
+
+    grid: tuple[int, int]
+    depth: int
+    width: int
+    num_heads: int
+    prefix: int = 1
+    class_token: bool = True
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class BlockPlan(NamedTuple):
+    """Patch tokens (prefix not counted) that enter a block's attention and MLP, and leave it."""
+
+    attention: int
+    mlp: int
+    out: int
+
+
+@struct.dataclass
+class Step:
+    """Where in the network a hook is called, and with what.
+
+    Attributes:
+      layer: the block, from 0.
+      shape: the transformer's.
+      train: whether this is a training forward pass.
+      weights: the method's own learned weights, {} if it has none.
+      key: randomness for this block; None where the caller gave none.
+    """
+
+    layer: int = struct.field(pytree_node=False)
+    shape: ViTShape = struct.field(pytree_node=False)
+    train: bool = struct.field(pytree_node=False)
+    weights: Weights
+    key: Any = None
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """What a block's attention can tell. Each is computed only if a method asks for it."""
+
+    def class_row(self) -> Float[Array, "b h n"]:
+        """Softmax over all keys of the class token's query, restricted to the patch tokens."""
+
+    def received(self) -> Float[Array, "b n"]:
+        """Attention that each patch token receives, summed over heads and all queries."""
+
+    def keys(self) -> Float[Array, "b n h k"]:
+        """The patch tokens' keys."""
+
+    def values(self) -> Float[Array, "b n h k"]:
+        """The patch tokens' values."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reducer:
+    """A method that changes nothing: each hook passes the tokens on (`"none"`)."""
+
+    # Whether the method has weights of its own that must be trained or loaded.
+    learned: ClassVar[bool] = False
+
+    def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
+        """How many of the `n` patch tokens that reach a block go through its parts."""
+        del layer, shape
+        return BlockPlan(n, n, n)
+
+    def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
+        """Whether the block changes the source map of the `n` patch tokens that reach it."""
+        return self.block_plan(layer, n, shape) != (n, n, n)
+
+    def check(self, shape: ViTShape) -> None:
+        """Raises InputError if the method does not fit a transformer of this shape."""
+
+    def init(self, key: Array, shape: ViTShape) -> Weights:
+        """Fresh weights of a learned method."""
+        del key, shape
+        return {}
+
+    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+        """The method's weights from arrays with the names of its original program."""
+        if arrays:
+            raise InputError(
+                f"{type(self).__name__} has no weights of its own; got {', '.join(sorted(arrays))}"
+            )
+        return {}
+
+    def before_block(self, state: TokenState, step: Step) -> TokenState:
+        """Called on the tokens before a block."""
+        del step
+        return state
+
+    def key_weight(self, state: TokenState, step: Step) -> Float[Array, "b t"] | None:
+        """Factor of each key in the block's softmax, over prefix and patch tokens; None for 1.
+
+        `softmax_j = w_j exp(l_ij) / sum_j w_j exp(l_ij)`: 0 masks a token, its size gives ToMe's
+        proportional attention.
+        """
+        del state, step
+        return None
+
+    def after_attention(self, state: TokenState, step: Step, attention: Attention) -> TokenState:
+        """Called after the attention's residual, before the MLP."""
+        del step, attention
+        return state
+
+    def after_block(self, state: TokenState, step: Step) -> TokenState:
+        """Called on the tokens that leave a block."""
+        del step
+        return state
+
+    def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
+        """Called once, after the last block and before the final norm."""
+        del shape
+        return state
+
+    def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
+        """Named scalar losses that a learned method adds to the training objective."""
+        del info, logits, labels, teacher
+        return {}
+
+
+def ceil(value: float) -> int:
+    """The ceiling, with 0.7 * 10 counted as 7 (TDM.md)."""
+    return math.ceil(value - 1e-9)
+
+
+def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:
+    """The token counts of every block: the schedule, in Python integers."""
+    blocks, n = [], shape.patches
+    for layer in range(shape.depth):
+        blocks.append(reducer.block_plan(layer, n, shape))
+        n = blocks[-1].out
+    return tuple(blocks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageReducer(Reducer):
+    """A method that reduces at a few stages, by a keep rate.
+
+    Attributes:
+      keep_rate: share of the patch tokens that leaves a stage, in (0, 1]; one for all stages, or
+        one for each.
+      layers: the blocks with a stage, from 0, ascending.
+      round_to: counts are rounded up to a multiple of this, for hardware tiles.
+    """
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    layers: tuple[int, ...] = (3, 6, 9)
+    round_to: int = 1
+
+    # Whether a stage stands before its block, or between the block's attention and MLP.
+    before: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if list(self.layers) != sorted(set(self.layers)) or any(i < 0 for i in self.layers):
+            raise InputError(
+                f"{name}: layers must be ascending block indices from 0; got {self.layers}"
+            )
+        if not isinstance(self.keep_rate, (int, float)):
+            object.__setattr__(self, "keep_rate", tuple(self.keep_rate))
+            if len(self.keep_rate) != len(self.layers):
+                raise InputError(
+                    f"{name}: keep_rate must be one number or one for each of the "
+                    f"{len(self.layers)} layers; got {len(self.keep_rate)}"
+                )
+        for rate in self.rates:
+            if not 0 < rate <= 1:
+                raise InputError(f"{name}: keep_rate must be in (0, 1]; got {rate}")
+        if self.round_to < 1:
+            raise InputError(f"{name}: round_to must be at least 1; got {self.round_to}")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The keep rate of each stage."""
+        if isinstance(self.keep_rate, tuple):
+            return self.keep_rate
+        return (float(self.keep_rate),) * len(self.layers)
+
+    def check(self, shape: ViTShape) -> None:
+        if self.layers and self.layers[-1] >= shape.depth:
+            raise InputError(
+                f"{type(self).__name__}: layers {self.layers} must lie within the {shape.depth} "
+                f"blocks 0..{shape.depth - 1}; pass layers=(...)"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        """Tokens that leave a stage, before rounding, of the n that reach it."""
+        raise NotImplementedError
+
+    def stage_count(self, stage: int, n: int, patches: int) -> int:
+        """Tokens that leave a stage of the n that reach it."""
+        count = min(max(self.count(stage, n, patches), 1), n)
+        return min(-(-count // self.round_to) * self.round_to, n)
+
+    def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
+        if layer not in self.layers:
+            return BlockPlan(n, n, n)
+        m = self.stage_count(self.layers.index(layer), n, shape.patches)
+        return BlockPlan(m if self.before else n, m, m)
+
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        """One stage. `attention` is the block's own, None for a stage before its block."""
+        raise NotImplementedError
+
+    def before_block(self, state: TokenState, step: Step) -> TokenState:
+        if self.before and step.layer in self.layers:
+            return self.reduce(state, step, None)
+        return state
+
+    def after_attention(self, state: TokenState, step: Step, attention: Attention) -> TokenState:
+        if not self.before and step.layer in self.layers:
+            return self.reduce(state, step, attention)
+        return state
+
+
+def random_key(step: Step, seed: int) -> Array:
+    """This block's randomness: the caller's if it gave any, else fixed by `seed` and the block."""
+    return step.key if step.key is not None else jax.random.fold_in(jax.random.key(seed), step.layer)

@@ -1,0 +1,40 @@
+"""EViT: Not All Patches are What You Need (Liang et al., ICLR 2022, arXiv 2202.07800).
+
+Top-K, and one more token made of what is dropped: `sum_i a_i x_i` over the inattentive tokens, with
+`a` the class attention averaged over heads, not renormalised (as the authors' program has it; the
+paper's equation 3 reads the same). The fused token is the last one, and counts in the next stage's
+n.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdm_jax.reduction.base import ceil
+from tdm_jax.reduction.topk import TopK
+from tdm_jax.tokens import FUSED, TokenState, inverse, take, top, weighted_sum
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EViT(TopK):
+    """Keeps `ceil(keep_rate * n)` attentive tokens and fuses the others into one."""
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del patches
+        kept = ceil(self.rates[stage] * n)
+        # With nothing, or a single token, left over there is nothing to fuse.
+        return kept + 1 if kept < n and self.merger is None else kept
+
+    def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:
+        index = top(score, count - 1)
+        place = inverse(index, state.count)
+        left_over = jnp.where(place < 0, score, 0.0)
+        fused = weighted_sum(left_over[..., None], state.tokens)
+        return state.become(
+            jnp.concatenate([take(state.tokens, index), fused], axis=1),
+            jnp.where(place < 0, count - 1, place),
+            jnp.concatenate(
+                [take(state.kind, index), jnp.full_like(state.kind[:, :1], FUSED)], axis=1
+            ),
+        )

@@ -1,0 +1,64 @@
+"""The table of all methods, and how a name with settings becomes a reducer."""
+
+import dataclasses
+from typing import Any
+
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.reduction.base import Reducer
+from tdm_jax.reduction.evit import EViT
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.random import Random
+from tdm_jax.reduction.tdm import Merger
+from tdm_jax.reduction.topk import TopK
+
+REDUCERS: dict[str, type[Reducer]] = {
+    "none": Reducer,
+    "random": Random,
+    "topk": TopK,
+    "evit": EViT,
+}
+
+# Where TDM's merger takes over the tokens that a method would drop.
+_MERGED = "+tdm"
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `make_reducer` takes."""
+    merged = (n + _MERGED for n, kind in REDUCERS.items() if issubclass(kind, PruneReducer))
+    return (*REDUCERS, "tdm", *merged)
+
+
+def make_reducer(name: str, **settings: Any) -> Reducer:
+    """Builds a reducer by name.
+
+    Args:
+      name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it, which
+        hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
+      **settings: the method's own, e.g. `keep_rate`, `layers`; with TDM also those of its `Merger`.
+
+    Raises:
+      InputError: the name or a setting is unknown, or a setting's value is out of range.
+    """
+    if name not in names():
+        raise unknown("reducer", name, names())
+    kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
+    merger = Merger if name == "tdm" or name.endswith(_MERGED) else None
+    own = _settings(kind, exclude={"merger"})
+    known = own | (_settings(merger) if merger else set())
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
+    arguments = {key: value for key, value in settings.items() if key in own}
+    if merger is not None:
+        of_merger = {key: value for key, value in settings.items() if key not in own}
+        if name == "evit+tdm":
+            of_merger.setdefault("fuse", True)
+        arguments["merger"] = merger(**of_merger)
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
+
+
+def _settings(kind: type, exclude: set[str] | None = None) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} - (exclude or set())

@@ -1,0 +1,266 @@
+"""TDM: token decoupling and merging (Long et al., CVPR 2023, arXiv 2211.11315).
+
+Class attention decouples the n tokens of a stage into K attentive ones and m = n - K inattentive
+ones. The inattentive are clustered by density peaks into C tokens, so that what is dropped elsewhere
+stays represented; the attentive are merged to K' where they are alike; optionally EViT's fused
+token is added. A cluster token is `sum(a_i z_i) / sum(a_i)` over its members, a matched one likewise.
+
+The merger takes any importance score, so other methods can hand it theirs.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.reduction.base import ceil
+from tdm_jax.reduction.density_peaks import density_peaks
+from tdm_jax.tokens import (
+    CLUSTER,
+    FUSED,
+    MATCHED,
+    TokenState,
+    average,
+    cosine,
+    inverse,
+    one_hot,
+    take,
+    top,
+    weighted_sum,
+)
+
+
+class TDMCounts(NamedTuple):
+    """What one stage makes of its tokens."""
+
+    attentive: int  # K
+    matched: int  # K', what the attentive are merged to
+    clusters: int  # C, what the inattentive are merged to
+    fused: int  # 1 with the fused token
+
+    @property
+    def total(self) -> int:
+        return self.matched + self.clusters + self.fused
+
+
+class Rates(NamedTuple):
+    attentive: float
+    match: float
+    cluster: float
+    fuse: bool
+
+
+# The settings that reproduce the authors' logged multiply-adds to the last digit.
+PUBLISHED = {
+    0.7: Rates(0.50, 1.00, 0.40, False),
+    0.6: Rates(0.40, 0.85, 0.40, True),
+    0.5: Rates(0.40, 0.90, 0.25, False),
+    0.4: Rates(0.20, 0.85, 0.30, True),
+    0.3: Rates(0.10, 0.70, 0.25, True),
+    0.2: Rates(0.10, 0.60, 0.15, True),
+}
+PRESETS = ("default", "published", "importance", "diversity")
+MERGES = ("match", "cluster")
+WEIGHTS = ("attention", "uniform", "size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merger:
+    """Decouples tokens by a score and merges both groups to fixed counts.
+
+    Attributes:
+      preset: "default" derives all rates from the keep rate; "published" has the authors' (keep
+        rates 0.7, 0.6, ... 0.2); "importance" only drops the inattentive, "diversity" only clusters
+        all tokens: the paper's two poles.
+      attentive_rate: share of the tokens that is attentive; None for the preset's.
+      match_rate: share of the attentive that their merging leaves; None for the preset's.
+      cluster_rate: clusters per inattentive token; None for the preset's. If given, the count of a
+        stage follows from the three rates, no longer from the keep rate.
+      attentive_merge: "match" (pairs of homogeneous tokens) or "cluster" (density peaks); None for
+        the preset's.
+      fuse: whether to add EViT's fused token; None for the preset's. It overlaps the clusters, which
+        own the patches: its size is 0.
+      weight: of each token in a merge: "attention" (the score), "uniform" or "size".
+      neighbors: nearest tokens that make a density; None for all, as in the authors' logs.
+    """
+
+    preset: str = "default"
+    attentive_rate: float | None = None
+    match_rate: float | None = None
+    cluster_rate: float | None = None
+    attentive_merge: str | None = None
+    fuse: bool | None = None
+    weight: str = "attention"
+    neighbors: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("preset", PRESETS), ("weight", WEIGHTS)):
+            if getattr(self, name) not in known:
+                raise unknown(f"TDM {name}", getattr(self, name), known)
+        if self.attentive_merge not in (None, *MERGES):
+            raise unknown("TDM attentive_merge", self.attentive_merge, MERGES)
+        for name in ("attentive_rate", "match_rate", "cluster_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate <= 1:
+                raise InputError(f"TDM: {name} must be in [0, 1]; got {rate}")
+        if self.merge == "match" and self.match_rate is not None and self.match_rate < 0.5:
+            raise InputError(
+                "TDM: matching merges at most every second attentive token; expected match_rate "
+                f">= 0.5 or attentive_merge='cluster'; got match_rate={self.match_rate}"
+            )
+        if self.neighbors is not None and self.neighbors < 1:
+            raise InputError(f"TDM: neighbors must be at least 1; got {self.neighbors}")
+
+    @property
+    def merge(self) -> str:
+        """How attentive tokens merge."""
+        if self.attentive_merge is not None:
+            return self.attentive_merge
+        return "cluster" if self.preset == "published" else "match"
+
+    def rates(self, keep_rate: float) -> Rates:
+        """The rates in force at a keep rate.
+
+        Raises:
+          InputError: the published preset has no settings for this keep rate.
+        """
+        if self.preset == "published":
+            if keep_rate not in PUBLISHED:
+                raise InputError(
+                    f"TDM: preset 'published' has keep rates {', '.join(map(str, PUBLISHED))}; "
+                    f"got {keep_rate}"
+                )
+            rates = PUBLISHED[keep_rate]
+        elif self.preset == "importance":
+            rates = Rates(keep_rate, 1.0, 0.0, False)
+        elif self.preset == "diversity":
+            rates = Rates(0.0, 1.0, keep_rate, False)
+        else:
+            match = 1 - (1 - keep_rate) / 4
+            cluster = keep_rate / 2
+            rates = Rates((keep_rate - cluster) / (match - cluster), match, cluster, False)
+        own = (self.attentive_rate, self.match_rate, self.cluster_rate, self.fuse)
+        return Rates(*(mine if mine is not None else r for mine, r in zip(own, rates, strict=True)))
+
+    def counts(self, n: int, keep_rate: float, target: int | None = None) -> TDMCounts:
+        """The counts of a stage with n tokens.
+
+        Args:
+          n: tokens that reach it.
+          keep_rate: in (0, 1).
+          target: how many should leave it, for presets that derive the rest from that; None for
+            `ceil(keep_rate * n)`.
+        """
+        rates = self.rates(keep_rate)
+        fused = int(rates.fuse)
+        attentive = min(ceil(rates.attentive * n), n)
+        inattentive = n - attentive
+        if self.preset == "published" or self.cluster_rate is not None:
+            matched = ceil(rates.match * attentive)
+            clusters = ceil(rates.cluster * inattentive)
+            return self._possible(TDMCounts(attentive, matched, clusters, fused))
+        target = min(max(2, ceil(keep_rate * n) if target is None else target), n)
+        if self.preset == "importance":
+            return TDMCounts(target, target, 0, fused)
+        if self.preset == "diversity":
+            return TDMCounts(0, 0, target, fused)
+        matched = min(ceil(rates.match * attentive), target - 1)
+        clusters = min(target - matched, inattentive)
+        return self._possible(TDMCounts(attentive, target - clusters, clusters, fused))
+
+    def _possible(self, counts: TDMCounts) -> TDMCounts:
+        pairs = counts.attentive // 2
+        if self.merge == "match" and counts.attentive - counts.matched > pairs:
+            raise InputError(
+                f"TDM: matching can merge at most {pairs} of {counts.attentive} attentive tokens; "
+                f"the rates ask for {counts.attentive - counts.matched}: expected a lower "
+                "attentive_rate, a higher keep rate or attentive_merge='cluster'"
+            )
+        return counts
+
+    def __call__(
+        self, state: TokenState, score: Float[Array, "b n"], counts: TDMCounts
+    ) -> TokenState:
+        """Applies one stage: `counts.total` tokens, first the attentive, then the clusters."""
+        if counts.total >= state.count:
+            return state
+        order = top(score, state.count)
+        # Even ranks before odd ones: destinations and sources of the matching.
+        k = counts.attentive
+        order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
+        tokens, score, size, kind = (
+            take(value, order) for value in (state.tokens, score, state.size, state.kind)
+        )
+        weight = {"attention": score, "uniform": jnp.ones_like(score), "size": size}[self.weight]
+
+        parts, kinds, routes = [], [], []
+        if k:
+            route = self._attentive_route(tokens[:, :k], counts)
+            parts.append(_merged(tokens[:, :k], weight[:, :k], route, counts.matched, k))
+            alone = one_hot(route, counts.matched).sum(axis=1) == 1
+            # The first token of a route lends its kind, where it stays alone.
+            first = jnp.argmax(one_hot(route, counts.matched), axis=1)
+            kinds.append(jnp.where(alone, take(kind, first), MATCHED))
+            routes.append(route)
+        rest = slice(k, None)
+        if counts.clusters:
+            route = density_peaks(tokens[:, rest], counts.clusters, self.neighbors)
+            parts.append(average(tokens[:, rest], route, weight[:, rest], counts.clusters))
+            kinds.append(jnp.full(parts[-1].shape[:2], CLUSTER))
+            routes.append(counts.matched + route)
+        elif k < state.count:
+            routes.append(jnp.full((tokens.shape[0], state.count - k), -1))
+        if counts.fused:
+            parts.append(weighted_sum(score[:, rest, None], tokens[:, rest]))
+            kinds.append(jnp.full(parts[-1].shape[:2], FUSED))
+        place = inverse(order, state.count)
+        return state.become(
+            jnp.concatenate(parts, axis=1),
+            take(jnp.concatenate(routes, axis=1), place),
+            jnp.concatenate(kinds, axis=1),
+        )
+
+    def _attentive_route(
+        self, tokens: Float[Array, "b k d"], counts: TDMCounts
+    ) -> Int[Array, "b k"]:
+        if counts.matched == counts.attentive:
+            return jnp.broadcast_to(jnp.arange(counts.attentive), tokens.shape[:2])
+        if self.merge == "cluster":
+            return density_peaks(tokens, counts.matched, self.neighbors)
+        return match(tokens, counts.matched)
+
+
+def match(tokens: Float[Array, "b k d"], count: int) -> Int[Array, "b k"]:
+    """Merges tokens in homogeneous pairs until `count` are left.
+
+    Args:
+      tokens: the ceil(k / 2) destinations, then the sources.
+      count: at least ceil(k / 2).
+
+    Returns:
+      The route of each token. The k - count sources that are most alike to a destination (cosine)
+      join it; destinations come first, then the sources that stay alone, the most alike first.
+    """
+    k = tokens.shape[1]
+    destinations, merging = -(-k // 2), k - count
+    tokens = jax.lax.stop_gradient(tokens)
+    similarity = cosine(tokens[:, destinations:], tokens[:, :destinations])
+    partner = jnp.argmax(similarity, axis=-1)
+    rank = inverse(top(similarity.max(axis=-1), k - destinations), k - destinations)
+    sources = jnp.where(rank < merging, partner, destinations + rank - merging)
+    stay = jnp.broadcast_to(jnp.arange(destinations), (tokens.shape[0], destinations))
+    return jnp.concatenate([stay, sources], axis=1)
+
+
+def _merged(
+    tokens: Float[Array, "b k d"],
+    weight: Float[Array, "b k"],
+    route: Int[Array, "b k"],
+    count: int,
+    k: int,
+) -> Float[Array, "b m d"]:
+    # Nothing merges: nothing is multiplied.
+    return tokens if count == k else average(tokens, route, weight, count)

@@ -1,0 +1,342 @@
+"""The vision transformer: DeiT's architecture with a place for a token reducer in every block.
+
+Touvron et al., "Training data-efficient image transformers", ICML 2021 (arXiv 2012.12877). Parameter
+names are timm's, so that conversion is a table both ways.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Num
+
+from tdm_jax.attention import Attention
+from tdm_jax.errors import InputError
+from tdm_jax.reduction import BlockPlan, Reducer, Step, ViTShape, plan
+from tdm_jax.tokens import TokenState, take
+
+Dtype = Any
+_init = nn.initializers.truncated_normal(0.02)
+
+
+@struct.dataclass
+class Stage:
+    """The source map right after a block that changed the token set (see TokenState)."""
+
+    layer: int = struct.field(pytree_node=False)
+    assign: Int[Array, "b p"]
+    size: Float[Array, "b n"]
+    kind: Int[Array, "b n"]
+
+
+@struct.dataclass
+class Info:
+    """What a forward pass can tell besides its logits.
+
+    Attributes:
+      tokens: patch tokens that leave each block.
+      features: all tokens after the final norm, prefix first.
+      assign: for each patch the final token that stands for it, -1 if it was dropped.
+      size: patches that each final token stands for.
+      kind: what each final token is made of (tokens.KEPT, MATCHED, CLUSTER, FUSED).
+      valid: 0 for empty slots of methods with an adaptive count, None where all are real.
+      last: dropped patches' last values, through the final norm.
+      stages: the source map after each block that changed it.
+      carry: what the method carried to the end.
+      prefix: tokens at the front of `features` that are no patches.
+    """
+
+    tokens: tuple[int, ...] = struct.field(pytree_node=False)
+    features: Float[Array, "b t d"]
+    assign: Int[Array, "b p"]
+    size: Float[Array, "b n"]
+    kind: Int[Array, "b n"]
+    valid: Float[Array, "b n"] | None
+    last: Float[Array, "b p d"]
+    stages: tuple[Stage, ...]
+    carry: dict[str, Any]
+    prefix: int = struct.field(pytree_node=False)
+
+
+def unmerge(info: Info, fill: float | None = None) -> Float[Array, "b p d"]:
+    """The final features on the full grid of patches, for dense use.
+
+    Args:
+      info: of a forward pass.
+      fill: value of dropped patches; None for the value each had when it was dropped.
+
+    Returns:
+      For each patch the feature of the token that stands for it.
+    """
+    patches = take(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
+    dropped = info.last if fill is None else jnp.full_like(info.last, fill)
+    return jnp.where((info.assign >= 0)[..., None], patches, dropped)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches through one linear map, as a strided convolution."""
+
+    patch_size: int
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Num[Array, "b h w c"]) -> Float[Array, "b p d"]:
+        size = (self.patch_size, self.patch_size)
+        x = nn.Conv(
+            self.width, size, size, "VALID", dtype=self.dtype, kernel_init=_init, name="proj"
+        )(images)
+        return x.reshape(x.shape[0], -1, self.width)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with the exact GELU between them."""
+
+    hidden: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        d = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=_init, name="fc2")(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, with the reducer's hooks around its parts."""
+
+    num_heads: int
+    mlp_hidden: int
+    layer_norm_eps: float
+    drop_path: float
+    reducer: Reducer
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, state: TokenState, step: Step) -> TokenState:
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
+
+        def residual(x: Array, y: Array) -> Array:
+            # Drop path: the whole branch of an image at once.
+            drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
+            return x + drop(y, deterministic=not step.train)
+
+        state = self.reducer.before_block(state, step)
+        x = state.join()
+        attention = Attention(self.num_heads, state.prefix.shape[1], self.dtype, name="attn")
+        y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, step))
+        state = self.reducer.after_attention(state.split(residual(x, y)), step, view)
+        x = state.join()
+        y = Mlp(self.mlp_hidden, self.dtype, name="mlp")(norm("norm2")(x))
+        return self.reducer.after_block(state.split(residual(x, y)), step)
+
+
+class VisionTransformer(nn.Module):
+    """A (distilled) vision transformer whose tokens a reducer may thin out.
+
+    Attributes:
+      image_size: height and width in pixels.
+      patch_size: side of a square patch; must divide both.
+      width: channels of a token.
+      depth: blocks.
+      num_heads: must divide the width.
+      num_classes: logits.
+      in_channels: of the images.
+      mlp_ratio: hidden channels of the MLP over the width.
+      distilled: whether there is a distillation token with a head of its own.
+      class_token: without one, the head reads the mean over the patches.
+      num_registers: register tokens, without position embedding.
+      layer_norm_eps: 1e-6 in DeiT.
+      drop_path: of the last block; falls linearly to 0 at the first.
+      dtype: of the computation; parameters are float32.
+      remat: recompute each block in the backward pass.
+      reducer: what thins out the tokens.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    in_channels: int = 3
+    mlp_ratio: float = 4.0
+    distilled: bool = False
+    class_token: bool = True
+    num_registers: int = 0
+    layer_norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+    reducer: Reducer = Reducer()
+
+    def __post_init__(self) -> None:
+        self._check()
+        super().__post_init__()
+
+    def _check(self) -> None:
+        for name in ("patch_size", "width", "depth", "num_heads", "num_classes", "in_channels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if len(self.image_size) != 2 or any(
+            side < 1 or side % self.patch_size for side in self.image_size
+        ):
+            raise InputError(
+                f"image_size must be (height, width), multiples of patch_size {self.patch_size}; "
+                f"got {tuple(self.image_size)}"
+            )
+        if self.width % self.num_heads:
+            raise InputError(
+                f"num_heads must divide the width {self.width}; got {self.num_heads} heads"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path must be in [0, 1); got {self.drop_path}")
+        if self.distilled and not self.class_token:
+            raise InputError("a distilled model needs its class token; got class_token=False")
+        self.reducer.check(self.shape)
+        plan(self.reducer, self.shape)
+
+    @property
+    def shape(self) -> ViTShape:
+        """What a reducer, and the cost model, may know of this transformer."""
+        return ViTShape(
+            grid=(self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size),
+            depth=self.depth,
+            width=self.width,
+            num_heads=self.num_heads,
+            prefix=int(self.class_token) + int(self.distilled) + self.num_registers,
+            class_token=self.class_token,
+        )
+
+    @property
+    def schedule(self) -> tuple[BlockPlan, ...]:
+        """Patch tokens in every block, known before anything is traced."""
+        return plan(self.reducer, self.shape)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Num[Array, "b h w c"],
+        *,
+        train: bool = False,
+        return_info: bool = False,
+    ) -> Any:
+        """Classifies images.
+
+        Args:
+          images: normalised, NHWC.
+          train: draws drop path and a stochastic method's masks (`rngs` "dropout", "reducer").
+          return_info: also return an `Info`.
+
+        Returns:
+          Logits [b, num_classes] in float32. A distilled model returns the mean of its two heads,
+          or in training the pair (class, distillation). With `return_info`, (that, Info).
+
+        Raises:
+          InputError: the images have another size than the model.
+        """
+        expected = (*self.image_size, self.in_channels)
+        if images.shape[1:] != expected:
+            raise InputError(
+                f"images must be [batch, {', '.join(map(str, expected))}]; got {images.shape}"
+            )
+        state = self._embed(images, keep_last=return_info)
+        state, stages, tokens = self._blocks(state, train)
+        state = self.reducer.finish(state, self.shape)
+        norm = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm")
+        features = norm(state.join())
+        out = self._heads(features, state, train)
+        if not return_info:
+            return out
+        info = Info(
+            tokens=tokens,
+            features=features,
+            assign=state.assign,
+            size=state.size,
+            kind=state.kind,
+            valid=state.valid,
+            last=norm(state.last),
+            stages=stages,
+            carry=state.carry,
+            prefix=self.shape.prefix,
+        )
+        return out, info
+
+    def _embed(self, images: Array, keep_last: bool) -> TokenState:
+        tokens = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
+        b, p, d = tokens.shape
+        placed = self.shape.prefix - self.num_registers
+        position = self.param("pos_embed", _init, (1, placed + p, d)).astype(self.dtype)
+        prefix = []
+        names = ["cls_token"] * self.class_token + ["dist_token"] * self.distilled
+        for i, name in enumerate(names):
+            token = self.param(name, _init, (1, 1, d)).astype(self.dtype)
+            prefix.append(token + position[:, i : i + 1])
+        if self.num_registers:
+            registers = self.param("reg_token", _init, (1, self.num_registers, d))
+            prefix.append(registers.astype(self.dtype))
+        front = jnp.concatenate(prefix, axis=1) if prefix else jnp.zeros((1, 0, d), self.dtype)
+        return TokenState.start(
+            jnp.broadcast_to(front, (b, *front.shape[1:])), tokens + position[:, placed:], keep_last
+        )
+
+    def _blocks(
+        self, state: TokenState, train: bool
+    ) -> tuple[TokenState, tuple[Stage, ...], tuple[int, ...]]:
+        weights: Any = {}
+        if self.reducer.learned:
+            weights = self.param("reducer", self.reducer.init, self.shape)
+        key = self.make_rng("reducer") if self.has_rng("reducer") else None
+        block = nn.remat(Block) if self.remat else Block
+        stages, tokens = [], []
+        for layer in range(self.depth):
+            acts = self.reducer.acts(layer, state.count, self.shape)
+            state = block(
+                num_heads=self.num_heads,
+                mlp_hidden=int(self.width * self.mlp_ratio),
+                layer_norm_eps=self.layer_norm_eps,
+                drop_path=self.drop_path * layer / max(self.depth - 1, 1),
+                reducer=self.reducer,
+                dtype=self.dtype,
+                name=f"blocks_{layer}",
+            )(
+                state,
+                Step(
+                    layer=layer,
+                    shape=self.shape,
+                    train=train,
+                    weights=weights,
+                    key=None if key is None else jax.random.fold_in(key, layer),
+                ),
+            )
+            tokens.append(state.count)
+            if acts:
+                stages.append(Stage(layer, state.assign, state.size, state.kind))
+        return state, tuple(stages), tuple(tokens)
+
+    def _heads(self, features: Array, state: TokenState, train: bool) -> Any:
+        def head(name: str, x: Array) -> Array:
+            dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_init, name=name)
+            return dense(x).astype(jnp.float32)
+
+        if not self.class_token:
+            # The mean over patches, not tokens: a token counts as often as it stands for one.
+            size = state.size if state.valid is None else state.size * state.valid
+            share = size / size.sum(axis=-1, keepdims=True)
+            patches = features[:, self.shape.prefix :]
+            return head("head", jnp.einsum("bn,bnd->bd", share.astype(features.dtype), patches))
+        logits = head("head", features[:, 0])
+        if not self.distilled:
+            return logits
+        distilled = head("head_dist", features[:, 1])
+        return (logits, distilled) if train else (logits + distilled) / 2
+
+
+def parameter_count(params: Any) -> int:
+    """Number of scalars in a tree of arrays."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
