@@ -6,13 +6,14 @@ every other by name. Both containers are read: the zip archive (torch 1.6 and la
 stream of pickles followed by raw storages.
 """
 
+import io
 import pickle
 import struct
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -110,7 +111,7 @@ _GLOBALS: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, storage: _Storage):
+    def __init__(self, file: io.BufferedIOBase, storage: _Storage):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
@@ -144,7 +145,7 @@ def _native(values: np.ndarray, byteorder: str) -> np.ndarray:
     return values.view(f"u{values.itemsize}").byteswap().view(values.dtype)
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: io.BufferedIOBase) -> Any:
     with zipfile.ZipFile(file) as archive:
         roots = [n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -174,7 +175,7 @@ def _read_zip(file: BinaryIO) -> Any:
             return _Unpickler(data, storage).load()
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: io.BufferedIOBase) -> Any:
     file_size = file.seek(0, 2)
     file.seek(0)
     arrays: dict[str, np.ndarray] = {}

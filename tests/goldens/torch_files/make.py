@@ -35,11 +35,8 @@ weights = {"a": randn(3, 4), "b": randn(5), "scalar": randn(), "empty": torch.ze
 save("zip.pth", weights, expect=weights)
 save("legacy.pth", weights, expect=weights, _use_new_zipfile_serialization=False)
 
-types = {
-    str(dtype).removeprefix("torch."): torch.arange(6).reshape(2, 3).to(dtype)
-    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)
-    + (torch.int16, torch.int8, torch.uint8, torch.bool)
-}
+kinds = ["float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+types = {kind: torch.arange(6).reshape(2, 3).to(getattr(torch, kind)) for kind in kinds}
 types["bfloat16"] = randn(2, 3).bfloat16()
 types["float16"] = randn(2, 3).half()
 save("types.pth", types, expect=types)
@@ -57,7 +54,7 @@ views = {
 save("views.pth", views, expect=views)
 save("views_legacy.pth", views, expect=views, _use_new_zipfile_serialization=False)
 
-# Two linear layers, trained for a step: parameters, optimizer state, averaged weights and arguments.
+# A small model trained for a step: parameters, optimizer state, averaged weights, arguments.
 model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 model(randn(2, 4)).square().sum().backward()
