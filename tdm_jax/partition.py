@@ -1,0 +1,96 @@
+"""Where arrays live: one mesh with a data and an fsdp axis, and the shardings that follow.
+
+The batch is split over both axes. Parameters, moments and averages are replicated over `data` and,
+where an axis of theirs divides, split over `fsdp`; with fsdp = 1 that is plain data parallelism.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from tdm_jax.errors import InputError
+
+DATA, FSDP = "data", "fsdp"
+# Below this many elements a gather costs more in latency than the split saves in memory.
+FSDP_MIN_SIZE = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis; data = -1 takes all that fsdp leaves."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all of them, of every process).
+
+    Raises:
+      InputError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    data = count // max(config.fsdp, 1) if config.data == -1 else config.data
+    if config.fsdp < 1 or data < 1 or data * config.fsdp != count:
+        raise InputError(
+            f"mesh data={config.data} x fsdp={config.fsdp} does not cover {count} devices; "
+            f"expected data * fsdp = {count}, or data=-1 and an fsdp that divides it"
+        )
+    # Auto: jax.make_mesh defaults to explicit axes, which linen's concatenation refuses.
+    return jax.make_mesh(
+        (data, config.fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def check_batch(mesh: Mesh, batch_size: int, *, accumulate: int = 1, name: str) -> None:
+    """Raises InputError unless every device gets the same number of whole examples per pass."""
+    share = mesh.size * accumulate
+    if batch_size < 1 or batch_size % share:
+        passes = f" x {accumulate} accumulated passes" if accumulate > 1 else ""
+        raise InputError(
+            f"{name}={batch_size} does not divide over {mesh.size} devices{passes}; "
+            f"expected a multiple of {share}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
+    """A sharding for every array (or ShapeDtypeStruct) of a training state or parameter tree.
+
+    The rule looks at shapes alone, so an optimiser's moments land where their parameters do.
+    """
+    size = mesh.shape[FSDP]
+
+    def spec(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or not axes or math.prod(leaf.shape) < FSDP_MIN_SIZE:
+            return replicated(mesh)
+        # The largest axis; of equal ones the last, which keeps rows contiguous.
+        axis = max(axes, key=lambda i: (leaf.shape[i], i))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
+
+    return jax.tree.map(spec, state)
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The global batch from this process's rows of it, split over the devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
