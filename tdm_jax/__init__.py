@@ -1,4 +1,4 @@
-"""Token reduction for vision transformers in JAX, with token decoupling and merging at its heart."""
+"""Token reduction for vision transformers, with token decoupling and merging at its heart."""
 
 from tdm_jax.models import create_model
 from tdm_jax.reduction import make_reducer

@@ -1,4 +1,4 @@
-"""How every command starts and how it fails: flags parsed by absl, bad input in one line, exit 2."""
+"""How every command starts and fails: flags by absl, bad input in one line, exit code 2."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause: a single line that says what was got and expected."""
+"""The one error that a user's input can cause: one line that says what was got and expected."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """The vision transformer: DeiT's architecture with a place for a token reducer in every block.
 
-Touvron et al., "Training data-efficient image transformers", ICML 2021 (arXiv 2012.12877). Parameter
-names are timm's, so that conversion is a table both ways.
+Touvron et al., "Training data-efficient image transformers", ICML 2021 (arXiv 2012.12877).
+Parameter names are timm's, so that conversion is a table both ways.
 """
 
 import math

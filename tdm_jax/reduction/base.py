@@ -114,6 +114,14 @@ class Reducer:
     def check(self, shape: ViTShape) -> None:
         """Raises InputError if the method does not fit a transformer of this shape."""
 
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        """Multiply-adds that the method itself adds to a block which `n` patch tokens reach.
+
+        By torchprofile's convention, see `tdm_jax.cost`.
+        """
+        del layer, n, shape
+        return 0
+
     def init(self, key: Array, shape: ViTShape) -> Weights:
         """Fresh weights of a learned method."""
         del key, shape

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.base import ceil
+from tdm_jax.reduction.base import ViTShape, ceil
 from tdm_jax.reduction.topk import TopK
 from tdm_jax.tokens import FUSED, TokenState, inverse, take, top, weighted_sum
 
@@ -25,6 +25,9 @@ class EViT(TopK):
         kept = ceil(self.rates[stage] * n)
         # With nothing, or a single token, left over there is nothing to fuse.
         return kept + 1 if kept < n and self.merger is None else kept
+
+    def keep_macs(self, n: int, count: int, shape: ViTShape) -> int:
+        return (n - count + 1) * shape.width
 
     def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:
         index = top(score, count - 1)

@@ -9,7 +9,7 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.base import Attention, StageReducer, Step, ceil
+from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil
 from tdm_jax.reduction.tdm import Merger
 from tdm_jax.tokens import TokenState, top
 
@@ -40,6 +40,27 @@ class PruneReducer(StageReducer):
         if self.merger is None or self.rates[stage] == 1:
             return kept
         return min(self.merger.counts(n, self.rates[stage], kept).total, n)
+
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        if self.block_plan(layer, n, shape) == (n, n, n):
+            return 0
+        stage = self.layers.index(layer)
+        kept = super().stage_count(stage, n, shape.patches)
+        own = self.score_macs(n, shape)
+        if self.merger is not None:
+            rate = self.rates[stage]
+            return own + self.merger.macs(n, rate, self.merger.counts(n, rate, kept), shape)
+        return own + self.keep_macs(n, kept, shape)
+
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        """Multiply-adds of `score`."""
+        del n, shape
+        return 0
+
+    def keep_macs(self, n: int, count: int, shape: ViTShape) -> int:
+        """Multiply-adds of `keep`."""
+        del n, count, shape
+        return 0
 
     def score(
         self, state: TokenState, step: Step, attention: Attention | None

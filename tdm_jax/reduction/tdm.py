@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.base import ceil
-from tdm_jax.reduction.density_peaks import density_peaks
+from tdm_jax.reduction.base import ViTShape, ceil
+from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
 from tdm_jax.tokens import (
     CLUSTER,
     FUSED,
@@ -170,6 +170,20 @@ class Merger:
         matched = min(ceil(rates.match * attentive), target - 1)
         clusters = min(target - matched, inattentive)
         return self._possible(TDMCounts(attentive, target - clusters, clusters, fused))
+
+    def macs(self, n: int, keep_rate: float, counts: TDMCounts, shape: ViTShape) -> int:
+        """Multiply-adds of one stage by torchprofile's convention (see `tdm_jax.cost`)."""
+        d, k = shape.width, counts.attentive
+        total = counts.fused * d * (n - k)
+        if counts.clusters:
+            total += density_peaks_macs(n - k, d)
+        if self.merge == "cluster" and k and self.rates(keep_rate).match < 1:
+            # The authors' program clusters even a group too small to lose a token.
+            total += density_peaks_macs(k, d)
+        elif self.merge == "match" and counts.matched < k:
+            # Norms and weights of the tokens, and the similarities of sources and destinations.
+            total += 2 * d * k + (k // 2) * (k - k // 2) * d
+        return total
 
     def _possible(self, counts: TDMCounts) -> TDMCounts:
         pairs = counts.attentive // 2

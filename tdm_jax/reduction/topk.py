@@ -34,6 +34,10 @@ class TopK(PruneReducer):
         super().check(shape)
         check_score(type(self).__name__, self.importance, shape)
 
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        # The mean over heads; over heads and queries; or the squares of the keys.
+        return {"class": n, "mean": n, "key_norm": n * shape.width}[self.importance]
+
     def score(
         self, state: TokenState, step: Step, attention: Attention | None
     ) -> Float[Array, "b n"]:
