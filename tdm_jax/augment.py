@@ -1,0 +1,217 @@
+"""Augmentation on the device, inside jit: normalising, random erasing, mixup, cutmix, soft targets.
+
+All of it is local to a pair of neighbouring rows: with the batch sharded, and an even number of rows
+on every device, it compiles without communication, and gives the same numbers on any number of
+devices.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from tdm_jax.errors import InputError
+
+_ERASING_AREA = (0.02, 1 / 3)
+_ERASING_ASPECT = (0.3, 1 / 0.3)
+_ERASING_ATTEMPTS = 10
+
+
+class AugmentSettings(Protocol):
+    """What `augment_batch` reads; `data.DataConfig` says what each one means."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    erasing: float
+    mixup: float
+    cutmix: float
+    mix_prob: float
+    mix_switch: float
+    label_smoothing: float
+
+
+def augment_batch(
+    key: Key[Array, ""],
+    images: UInt8[Array, "b h w ch"],
+    labels: Int[Array, " b"],
+    config: AugmentSettings,
+    num_classes: int,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b h w ch"], Float[Array, "b c"]]:
+    """Normalises, erases, mixes; DeiT's order.
+
+    Args:
+      key: from the seed and the step, the same on every device.
+      images: as the host pipeline gives them.
+      labels: in [0, num_classes).
+      config: the data config.
+      num_classes: c.
+      dtype: of the returned images.
+
+    Returns:
+      Normalised images, and targets whose rows add up to 1.
+
+    Raises:
+      InputError: the batch is odd, so that its rows cannot be mixed in pairs.
+    """
+    erase_key, mix_key = jax.random.split(key)
+    images = normalise(images, config.mean, config.std)
+    targets = smooth_targets(labels, num_classes, config.label_smoothing)
+    if config.erasing:
+        images = random_erasing(erase_key, images, config.erasing)
+    if config.mix_prob and (config.mixup or config.cutmix):
+        images, targets = mix_pairs(
+            mix_key,
+            images,
+            targets,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            prob=config.mix_prob,
+            switch=config.mix_switch,
+        )
+    return images.astype(dtype), targets
+
+
+def normalise(
+    images: UInt8[Array, "b h w ch"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b h w ch"]:
+    """(images / 255 - mean) / std, computed in float32."""
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+
+
+def smooth_targets(
+    labels: Int[Array, " b"], num_classes: int, smoothing: float = 0.0
+) -> Float[Array, "b c"]:
+    """One-hot rows with the share `smoothing` spread evenly over all classes, the true one too."""
+    return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+
+
+def random_erasing(
+    key: Key[Array, ""], images: Float[Array, "b h w ch"], prob: float
+) -> Float[Array, "b h w ch"]:
+    """Replaces one box of some images by N(0, 1) noise (Zhong et al., arXiv 1708.04896).
+
+    As timm's mode "pixel": the box's area is a uniform share in [0.02, 1/3] of the image, its aspect
+    ratio (height / width) log-uniform in [0.3, 1 / 0.3]; of ten draws the first that fits is taken,
+    and if none does, the image stays whole.
+
+    Args:
+      key: random key.
+      images: normalised.
+      prob: share of the images that are erased.
+    """
+    keys = jax.random.split(key, images.shape[0])
+    return jax.vmap(lambda key, image: _erase(key, image, prob))(keys, images)
+
+
+def _erase(
+    key: Key[Array, ""], image: Float[Array, "h w ch"], prob: float
+) -> Float[Array, "h w ch"]:
+    height, width, _ = image.shape
+    area_key, aspect_key, place_key, chance_key, noise_key = jax.random.split(key, 5)
+    attempts = (_ERASING_ATTEMPTS,)
+    low, high = _ERASING_AREA
+    area = jax.random.uniform(area_key, attempts, minval=low, maxval=high) * (height * width)
+    low, high = (math.log(ratio) for ratio in _ERASING_ASPECT)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, attempts, minval=low, maxval=high))
+    rows, columns = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+    fits = (rows < height) & (columns < width)
+    # The first that fits, as a one-hot weight: an index would gather across devices.
+    first = fits & (jnp.cumsum(fits) == 1)
+    box_h, box_w = jnp.sum(first * rows), jnp.sum(first * columns)
+    u, v = jax.random.uniform(place_key, (2,))
+    top = jnp.floor(u * (height - box_h + 1))
+    left = jnp.floor(v * (width - box_w + 1))
+    chosen = jax.random.uniform(chance_key) < prob
+    inside = _box(height, width, top, top + box_h, left, left + box_w) & chosen
+    noise = jax.random.normal(noise_key, image.shape, image.dtype)
+    return jnp.where(inside[..., None], noise, image)
+
+
+def mix_pairs(
+    key: Key[Array, ""],
+    images: Float[Array, "b h w ch"],
+    targets: Float[Array, "b c"],
+    *,
+    mixup: float,
+    cutmix: float,
+    prob: float = 1.0,
+    switch: float = 0.5,
+) -> tuple[Float[Array, "b h w ch"], Float[Array, "b c"]]:
+    """Mixes rows 2i and 2i + 1 by mixup or cutmix, in timm's "batch" mode.
+
+    One draw for the whole batch decides whether it is mixed, by which method, with which
+    λ ~ Beta(alpha, alpha) and, for cutmix, with which box; cutmix's λ is then the share of the image
+    outside the box as it was cut. (Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899.)
+
+    timm pairs row i with row b - 1 - i. In a shuffled batch a neighbour is as random a partner, and
+    neighbours lie on one device.
+
+    Args:
+      key: random key.
+      images: normalised; b even.
+      targets: rows of probabilities.
+      mixup: alpha of mixup, 0 is off.
+      cutmix: alpha of cutmix, 0 is off; not both.
+      prob: probability that the batch is mixed.
+      switch: probability of cutmix, where both are on.
+
+    Raises:
+      InputError: b is odd.
+    """
+    if images.shape[0] % 2:
+        raise InputError(
+            f"mixup and cutmix need an even batch, got {images.shape[0]} images; "
+            "set mixup and cutmix to 0, or change the batch size"
+        )
+    key, chance_key = jax.random.split(key)
+    weight = _mix_weight(key, images.shape[1:3], mixup, cutmix, switch)
+    weight = jnp.where(jax.random.uniform(chance_key) < prob, weight, 1.0)
+    share = jnp.mean(weight)
+    mixed = images * weight[..., None] + _partner(images) * (1 - weight[..., None])
+    return mixed.astype(images.dtype), targets * share + _partner(targets) * (1 - share)
+
+
+def _mix_weight(
+    key: Key[Array, ""], size: tuple[int, int], mixup: float, cutmix: float, switch: float
+) -> Float[Array, "h w"]:
+    """Weight of the image itself at each pixel: λ everywhere, or 0 inside a box and 1 outside."""
+    mix_key, cut_key, place_key, switch_key = jax.random.split(key, 4)
+    height, width = size
+    if mixup:
+        blend = jnp.full(size, jax.random.beta(mix_key, mixup, mixup))
+    if cutmix:
+        side = jnp.sqrt(1 - jax.random.beta(cut_key, cutmix, cutmix))
+        half_h, half_w = jnp.floor(height * side) // 2, jnp.floor(width * side) // 2
+        u, v = jnp.floor(jax.random.uniform(place_key, (2,)) * jnp.asarray(size))
+        cut = 1.0 - _box(height, width, u - half_h, u + half_h, v - half_w, v + half_w)
+    if mixup and cutmix:
+        return jnp.where(jax.random.uniform(switch_key) < switch, cut, blend)
+    return blend if mixup else cut
+
+
+def _partner(rows: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Swaps rows 2i and 2i + 1."""
+    pairs = rows.reshape(rows.shape[0] // 2, 2, *rows.shape[1:])
+    return pairs[:, ::-1].reshape(rows.shape)
+
+
+def _box(
+    height: int,
+    width: int,
+    top: Float[Array, ""],
+    bottom: Float[Array, ""],
+    left: Float[Array, ""],
+    right: Float[Array, ""],
+) -> Array:
+    """True inside [top, bottom) × [left, right), clipped to the image; boolean [height, width]."""
+    y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)
