@@ -23,7 +23,7 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    "keep_rate, macs, tokens",
+    ("keep_rate", "macs", "tokens"),
     [
         (0.7, 3_004_791_637, (138, 97, 69)),
         (0.6, 2_583_245_078, (116, 69, 42)),
@@ -46,7 +46,7 @@ def test_unreduced_and_evit_cost_what_torchprofile_counts():
 
 
 @pytest.mark.parametrize(
-    "name, parameters",
+    ("name", "parameters"),
     [
         ("deit_tiny_patch16_224", 5_717_416),
         ("deit_small_patch16_224", 22_050_664),
@@ -58,7 +58,7 @@ def test_parameters_are_deits(name, parameters):
     assert cost.count(name, "tdm", 0.5).parameters == parameters
 
 
-@pytest.mark.parametrize("size, gflops", [("tiny", 0.8), ("small", 3.0), ("base", 11.5)])
+@pytest.mark.parametrize(("size", "gflops"), [("tiny", 0.8), ("small", 3.0), ("base", 11.5)])
 def test_tdm_lands_on_the_papers_table(size, gflops):
     assert round(cost.count(f"deit_{size}_patch16_224", "tdm", 0.7).gflops, 1) == gflops
 

@@ -32,7 +32,7 @@ def density_peaks(
     """
     n = tokens.shape[1]
     # An assignment has no gradient: say so here, rather than let one be traced and thrown away.
-    distance = pairwise_distance(jax.lax.stop_gradient(tokens)) / jnp.sqrt(jnp.float32(tokens.shape[-1]))
+    distance = pairwise_distance(jax.lax.stop_gradient(tokens)) * tokens.shape[-1] ** -0.5
     squared = distance**2
     if neighbors is not None:
         squared = jnp.sort(squared, axis=-1)[..., : min(neighbors, n)]

@@ -32,8 +32,8 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     """Builds a reducer by name.
 
     Args:
-      name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it, which
-        hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
+      name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it,
+        which hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
       **settings: the method's own, e.g. `keep_rate`, `layers`; with TDM also those of its `Merger`.
 
     Raises:
