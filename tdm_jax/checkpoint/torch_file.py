@@ -12,7 +12,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import ml_dtypes
@@ -206,7 +206,7 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
     return content
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | PathLike[str]) -> Any:
     """The content of a file that `torch.save` wrote: dicts, lists, tuples, scalars and arrays.
 
     Every tensor is a read-only NumPy array of its own type (bfloat16 by ml_dtypes) and strides;

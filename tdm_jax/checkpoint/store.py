@@ -1,0 +1,379 @@
+"""Everything that touches Orbax: a model in a folder, and the states of a training run.
+
+A step is written under a temporary name and renamed when it is complete, so a run that dies in the
+middle of writing leaves nothing that looks like a checkpoint.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from tdm_jax.errors import InputError
+
+PyTree = Any
+_PARAMS, _MODEL = "params", "model"  # the two items of a saved model
+_STATE, _METADATA = "state", "metadata"  # and of a step of a run
+
+
+def _on_one_process(name: str, action: Callable[[], None]) -> None:
+    """Lets the first process act on the shared file system, and the others wait for it."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _verify(folder: epath.Path) -> None:
+    """Reads every array that Orbax wrote into a folder, one after the other; raises at damage.
+
+    Orbax reads them all at once in an event loop, and when several fail, raises the first and
+    leaves the others to print their tracebacks into whatever runs later.
+    """
+    path = str(folder)
+    base = {"driver": "ocdbt", "base": f"{path if '://' in path else f'file://{path}'}/"}
+    for key in tensorstore.KvStore.open(base).result().list().result():
+        name = key.decode()
+        if name.endswith("/.zarray"):
+            kvstore = {**base, "path": name.removesuffix(".zarray")}
+            array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
+            array.read().result()
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def is_saved_model(path: str | PathLike[str]) -> bool:
+    """Whether `save_model` wrote this folder."""
+    folder = epath.Path(path)
+    return (folder / _PARAMS).is_dir() and (folder / _MODEL).is_dir()
+
+
+def save_model(
+    path: str | PathLike[str],
+    model_config: dict[str, Any],
+    params: PyTree,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model's description and parameters into a folder of its own.
+
+    Args:
+      path: the folder; it must not exist unless `overwrite`.
+      model_config: keyword arguments of `create_model`, as JSON can hold them.
+      params: what `model.init` returned.
+      overwrite: replace a folder that exists, once the new one is complete.
+
+    Raises:
+      InputError: the folder exists, or cannot be written.
+    """
+    folder = epath.Path(path).absolute()
+    if folder.exists() and not (overwrite and is_saved_model(folder)):
+        hint = "not a saved model, so it stays" if overwrite else "--overwrite would replace it"
+        raise InputError(f"{path} exists ({hint}); expected a new name")
+    target = folder.with_name(f"{folder.name}.new") if folder.exists() else folder
+    items = {_PARAMS: ocp.args.PyTreeSave(params), _MODEL: ocp.args.JsonSave(model_config)}
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(target, ocp.args.Composite(**items), force=target != folder)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {_summary(error)}") from error
+    if target != folder:
+        _on_one_process("save_model", lambda: _replace(target, folder))
+
+
+def _replace(new: epath.Path, folder: epath.Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    folder.rename(old)
+    new.rename(folder)
+    old.rmtree()
+
+
+def load_model(path: str | PathLike[str]) -> tuple[dict[str, Any], PyTree]:
+    """Reads what `save_model` wrote, on any number of devices.
+
+    Returns:
+      The keyword arguments of `create_model`, and the parameters on the default device.
+
+    Raises:
+      InputError: the folder is missing, not a saved model, or damaged.
+    """
+    folder = epath.Path(path).absolute()
+    if not is_saved_model(folder):
+        raise InputError(f"{path}: no model here; expected a folder that tdm_jax wrote")
+    try:
+        _verify(folder / _PARAMS)
+        config, params = _read_model(folder)
+    except Exception as error:  # each damaged file fails in its own way
+        raise InputError(f"{path}: not readable (damaged?): {_summary(error)}") from error
+    return config, jax.tree.map(jnp.asarray, params)
+
+
+def _read_model(folder: epath.Path) -> tuple[dict[str, Any], PyTree]:
+    handler = ocp.CompositeCheckpointHandler(
+        **{_PARAMS: ocp.PyTreeCheckpointHandler(), _MODEL: ocp.JsonCheckpointHandler()}
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata[_PARAMS].tree
+        # As NumPy arrays: the devices that wrote them need not exist here.
+        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        items = {
+            _PARAMS: ocp.args.PyTreeRestore(restore_args=to_numpy),
+            _MODEL: ocp.args.JsonRestore(),
+        }
+        restored = checkpointer.restore(folder, ocp.args.Composite(**items))
+    return restored[_MODEL], restored[_PARAMS]
+
+
+class Store:
+    """The checkpoints of one training run: the last few, and the best."""
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        keep_last: int = 3,
+        keep_best: int = 1,
+        best_metric: str = "top1",
+        best_mode: str = "max",
+        read_only: bool = False,
+    ):
+        """Opens a folder of checkpoints.
+
+        Args:
+          directory: made if it does not exist; each step is a folder in it.
+          keep_last: how many of the latest steps to keep; at least 1.
+          keep_best: how many steps to keep for their metric; may be 0.
+          best_metric: the metric that counts, among those given to `save`.
+          best_mode: "max" if more of it is better, "min" if less.
+          read_only: change nothing; for evaluating a run that may still be going on.
+
+        Raises:
+          InputError: a setting is out of range, or the directory cannot be used.
+        """
+        if keep_last < 1 or keep_best < 0:
+            raise InputError(
+                f"expected keep_last at least 1 and keep_best at least 0; got {keep_last}, "
+                f"{keep_best}"
+            )
+        if best_mode not in ("max", "min"):
+            raise InputError(f"best_mode must be 'max' or 'min'; got {best_mode!r}")
+        self._directory = epath.Path(directory).absolute()
+        self._best_metric = best_metric
+        self._read_only = read_only
+        if not self._directory.is_dir() and (read_only or self._directory.exists()):
+            raise InputError(f"{directory}: expected a folder of checkpoints")
+        rank = self._rank(best_mode)
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep_last),
+                checkpoint_managers.BestN(
+                    get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=rank,  # without it, Orbax writes no metrics and forgets the best on restart
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            lightweight_initialize=read_only,
+        )
+        handlers = {
+            _STATE: ocp.StandardCheckpointHandler(),
+            _METADATA: ocp.JsonCheckpointHandler(),
+        }
+        try:
+            if not read_only:
+                _on_one_process("damaged_metrics", self._put_aside_damaged_metrics)
+            self._manager = ocp.CheckpointManager(
+                self._directory, options=options, item_handlers=handlers
+            )
+        except OSError as error:
+            raise InputError(f"cannot use {directory}: {_summary(error)}") from error
+
+    def _rank(self, mode: str) -> Callable[[Mapping[str, float]], float]:
+        sign = 1 if mode == "max" else -1
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            # Steps without the metric come last, and NaN with them: it has no place in an order.
+            if self._best_metric not in metrics or math.isnan(metrics[self._best_metric]):
+                return -math.inf
+            return sign * metrics[self._best_metric]
+
+        return rank
+
+    def _put_aside_damaged_metrics(self) -> None:
+        # Orbax reads all metrics when it starts, and a torn file would keep it from starting.
+        for file in self._directory.glob("*/metrics/metrics"):
+            step = file.parent.parent.name
+            try:
+                json.loads(file.read_text())
+            except ValueError as error:
+                if step.isdigit():
+                    logging.warning("%s: step %s is unreadable: %s", self._directory, step, error)
+                    self._put_aside([int(step)])
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        metrics: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Starts to write a step; returns once the arrays are copied from the devices.
+
+        Args:
+          step: later than every step saved so far, else nothing happens.
+          state: arrays in any pytree; they may be donated afterwards.
+          metrics: of this step; must hold the one that decides which is best.
+          metadata: anything that JSON can hold, given back by `restore`.
+          force: save although a later step exists.
+
+        Returns:
+          Whether the step is being saved.
+
+        Raises:
+          InputError: the deciding metric is missing from `metrics`.
+        """
+        if metrics is not None and self._best_metric not in metrics:
+            raise InputError(
+                f"the metric {self._best_metric!r} decides which checkpoint is best; got "
+                f"{', '.join(sorted(metrics)) or 'none'}"
+            )
+        if step in self._manager.all_steps():
+            return False
+        metadata = {} if metadata is None else dict(metadata)
+        json.dumps(metadata)  # here, rather than in the thread that writes
+        return self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
+            ),
+            metrics={} if metrics is None else {k: float(v) for k, v in metrics.items()},
+            force=force,
+        )
+
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None
+    ) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """Reads the newest readable step.
+
+        A damaged step is passed over with a warning and renamed to `<step>.unreadable.0`, so
+        that training can write it again.
+
+        Args:
+          abstract_state: the state, or `jax.ShapeDtypeStruct`s with shardings in its place; arrays
+            come back with these types and shardings, whatever wrote them.
+          step: this one alone; None for the newest.
+
+        Returns:
+          (step, state, metadata), or None if nothing was saved yet.
+
+        Raises:
+          InputError: a step holds another tree than `abstract_state`, or none can be read.
+        """
+        self.wait()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            raise InputError(f"{self._directory} has no step {step}; got {sorted(steps)}")
+        failed: dict[int, str] = {}
+        for candidate in steps if step is None else [step]:
+            found = self._try(candidate, abstract_state, failed)
+            if found is not None:
+                if failed and not self._read_only:
+                    _on_one_process("put_aside", lambda: self._put_aside(failed))
+                    self._manager.reload()
+                return candidate, *found
+        if failed:
+            reasons = "; ".join(f"step {number}: {reason}" for number, reason in failed.items())
+            raise InputError(f"{self._directory}: no checkpoint is readable ({reasons})")
+        return None
+
+    def _try(
+        self, step: int, abstract_state: PyTree, failed: dict[int, str]
+    ) -> tuple[PyTree, dict[str, Any]] | None:
+        try:
+            return self._read(step, abstract_state)
+        except InputError:
+            raise
+        except Exception as error:  # each damaged file fails in its own way
+            failed[step] = _summary(error)
+            logging.warning(
+                "%s: step %d is unreadable, going back: %s", self._directory, step, failed[step]
+            )
+        return None
+
+    def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        _verify(self._directory / str(step) / _STATE)
+        saved = self._manager.item_metadata(step)[_STATE].tree
+        _compare(f"{self._directory}/{step}", saved, abstract_state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        return restored[_STATE], restored[_METADATA]
+
+    def _put_aside(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            names = (self._directory / f"{step}.unreadable.{n}" for n in itertools.count())
+            (self._directory / str(step)).rename(next(n for n in names if not n.exists()))
+
+    def latest_step(self) -> int | None:
+        """The newest step, complete or being written; None if there is none."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> tuple[int, ...]:
+        """Every step kept, oldest first."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def wait(self) -> None:
+        """Waits until everything saved is on disk; raises what went wrong in writing."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits, and lets the threads go."""
+        self._manager.close()
+
+
+def _compare(where: str, saved: PyTree, expected: PyTree) -> None:
+    """Raises InputError if a saved tree has other leaves or shapes than the expected one."""
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): _shape(x) for p, x in leaves}
+
+    got, want = shapes(saved), shapes(expected)
+    wrong = [
+        f"{name}: got {got[name]}, expected {want[name]}"
+        for name in got.keys() & want.keys()
+        if None not in (got[name], want[name]) and got[name] != want[name]
+    ]
+    wrong += [f"{name}: missing" for name in want.keys() - got.keys()]
+    wrong += [f"{name}: left over" for name in got.keys() - want.keys()]
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:8]) + (f"; {len(wrong) - 8} more" if wrong[8:] else "")
+        raise InputError(f"{where} is the checkpoint of another model or optimizer: {shown}")
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    # A random key is stored as its bits, with one axis more: leave its shape to Orbax.
+    if not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return None
+    return tuple(leaf.shape)
