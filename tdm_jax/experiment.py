@@ -1,0 +1,172 @@
+"""From checked settings to all that a training run is made of, before anything is compiled."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from tdm_jax import data, optim
+from tdm_jax.checkpoint import load_pretrained
+from tdm_jax.data import DataConfig, make_config
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.keep_rate import Phase, phases
+from tdm_jax.models import create_model
+from tdm_jax.reduction import Reducer, make_reducer
+from tdm_jax.settings import Settings
+from tdm_jax.train_step import Recipe, TrainState, init_state
+from tdm_jax.vit import VisionTransformer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What to train, on what, for how long.
+
+    Attributes:
+      settings: where the rest comes from.
+      recipe: the training step's, with the model as it is at the end of training.
+      steps: length of the training.
+      steps_per_epoch: need not be whole.
+      phases: the keep rate's way, one compiled step each; their first steps ascend from 0.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    steps: int
+    steps_per_epoch: float
+    phases: tuple[Phase, ...]
+
+    @property
+    def model(self) -> VisionTransformer:
+        """The model with the reducer that training ends with."""
+        return self.recipe.model
+
+    @property
+    def data(self) -> DataConfig:
+        """Where images come from."""
+        return self.recipe.data
+
+    def phase(self, step: int) -> int:
+        """Index of the phase that `step` belongs to."""
+        return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
+
+    def phase_recipe(self, index: int) -> Recipe:
+        """The training step's recipe during a phase."""
+        model = self.model.clone(reducer=self.phases[index].reducer)
+        return dataclasses.replace(self.recipe, model=model)
+
+    def random_params(self) -> PyTree:
+        """Fresh parameters; the same for every sharding."""
+        return _init(self.model, self.settings.seed)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the training state; nothing is computed."""
+        return jax.eval_shape(lambda: init_state(self.recipe, self.random_params()))
+
+
+def make_experiment(settings: Settings, *, teacher: VisionTransformer | None = None) -> Experiment:
+    """Builds what `settings` ask for.
+
+    Args:
+      settings: from `settings.parse`.
+      teacher: the teacher's model, where `settings.distill` has one.
+
+    Raises:
+      InputError: names are unknown, the data are missing, or values do not fit together.
+    """
+    source = data_config(settings)
+    model = make_model(settings, source)
+    steps_per_epoch = data.num_examples(source, "train") / source.batch_size
+    steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
+    schedule = optim.learning_rate(
+        settings.optim, batch_size=source.batch_size, steps=steps, steps_per_epoch=steps_per_epoch
+    )
+    recipe = Recipe(
+        model=model,
+        optimizer=optim.make_optimizer(settings.optim, schedule),
+        schedule=schedule,
+        data=source,
+        num_classes=model.num_classes,
+        seed=settings.seed,
+        ema_decay=settings.optim.ema_decay,
+        accumulate=settings.accumulate,
+        distill=settings.distill,
+        teacher=teacher,
+    )
+    way = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
+    for phase in way:
+        _check_same_weights(model, model.clone(reducer=phase.reducer))
+    return Experiment(settings, recipe, steps, steps_per_epoch, way)
+
+
+def data_config(settings: Settings) -> DataConfig:
+    """The data configuration, with the experiment's seed unless it has its own."""
+    return make_config({"seed": settings.seed, **settings.data})
+
+
+def make_model(settings: Settings, source: DataConfig) -> VisionTransformer:
+    """The model, for the image size, channels and classes of its data."""
+    given = dict(settings.model)
+    if "dtype" in given:
+        if given["dtype"] not in DTYPES:
+            raise unknown("model.dtype", given["dtype"], DTYPES)
+        given["dtype"] = DTYPES[given["dtype"]]
+    of_data = {
+        "image_size": source.image_size,
+        "in_channels": source.channels,
+        "num_classes": data.num_classes(source),
+    }
+    for name, value in of_data.items():
+        mine = given.setdefault(name, value)
+        if mine != value:
+            raise InputError(f"model.{name} is {mine}, but the data ({source.name}) have {value}")
+    return create_model(**given, reducer=reducer_of(settings.reducer))
+
+
+def reducer_of(given: dict[str, Any]) -> Reducer:
+    """The reducer of a configuration; a keep_rate of 0 and layers of () are the method's own."""
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if not (name == "keep_rate" and value == 0) and not (name == "layers" and not value)
+    }
+    if chosen.get("name") == "none":
+        # The other settings wait for a method to be named on the command line.
+        return Reducer()
+    return make_reducer(**chosen)
+
+
+def model_config(model: VisionTransformer) -> dict[str, Any]:
+    """Keyword arguments of `create_model` that describe the weights of `model`, for JSON."""
+    about_training = ("dtype", "remat", "drop_path", "reducer", "parent", "name")
+    fields = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in about_training
+    }
+    return {"name": "vit", **fields}
+
+
+def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
+    """The teacher and its parameters; (None, None) without distillation."""
+    path = settings.distill.teacher
+    if not path:
+        return None, None
+    return load_pretrained(settings.init_from if path == "init_from" else path)
+
+
+def _init(model: VisionTransformer, seed: int) -> PyTree:
+    size = (1, *model.image_size, model.in_channels)
+    return model.init(jax.random.key(seed), jnp.zeros(size))
+
+
+def _check_same_weights(model: VisionTransformer, other: VisionTransformer) -> None:
+    mine, theirs = (jax.eval_shape(lambda m=m: _init(m, 0)) for m in (model, other))
+    if mine != theirs:
+        raise InputError(
+            f"the weights of {type(model.reducer).__name__} change shape with the keep rate; "
+            "expected keep_warmup.end_epoch=0 for this reducer"
+        )
