@@ -11,6 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import ViTShape, ceil
 from tdm_jax.reduction.topk import TopK
 from tdm_jax.tokens import FUSED, TokenState, inverse, take, top, weighted_sum
@@ -22,9 +23,15 @@ class EViT(TopK):
 
     def count(self, stage: int, n: int, patches: int) -> int:
         del patches
-        kept = ceil(self.rates[stage] * n)
+        kept = ceil(self.rate(stage) * n)
         # With nothing, or a single token, left over there is nothing to fuse.
         return kept + 1 if kept < n and self.merger is None else kept
+
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        count = super().stage_count(stage, n, shape)
+        if count == 1 < n:
+            raise InputError("EViT leaves at least 2 tokens, the last of them fused; got 1")
+        return count
 
     def keep_macs(self, n: int, count: int, shape: ViTShape) -> int:
         return (n - count + 1) * shape.width

@@ -9,8 +9,9 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
+from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil
-from tdm_jax.reduction.tdm import Merger
+from tdm_jax.reduction.tdm import Merger, TDMCounts
 from tdm_jax.tokens import TokenState, top
 
 
@@ -26,30 +27,47 @@ class PruneReducer(StageReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.merger is not None:
+        if self.merger is None:
+            return
+        if self.by_rate:
             for rate in self.rates:
                 if rate < 1:
                     self.merger.rates(rate)
+        if self.merger.fixed and not (self.by_rate and self.round_to == 1):
+            raise InputError(
+                f"{type(self).__name__}: TDM's preset 'published' and an explicit cluster_rate fix "
+                "the counts; expected them without counts, r and round_to"
+            )
 
     def count(self, stage: int, n: int, patches: int) -> int:
         del patches
-        return ceil(self.rates[stage] * n)
+        return ceil(self.rate(stage) * n)
 
-    def stage_count(self, stage: int, n: int, patches: int) -> int:
-        kept = super().stage_count(stage, n, patches)
-        if self.merger is None or self.rates[stage] == 1:
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        kept = super().stage_count(stage, n, shape)
+        if self.merger is None or self._untouched(stage, n, kept):
             return kept
-        return min(self.merger.counts(n, self.rates[stage], kept).total, n)
+        return min(self._merged(stage, n, kept)[1].total, n)
+
+    def _untouched(self, stage: int, n: int, kept: int) -> bool:
+        return self.rate(stage) == 1 if self.by_rate else kept == n
+
+    def _merged(self, stage: int, n: int, kept: int) -> tuple[float, TDMCounts]:
+        """The merger's rate and counts at a stage that is to leave `kept` tokens."""
+        rate = self.rate(stage) if self.by_rate else kept / n
+        # A rate alone leaves the fused token out of what it counts (TDM.md); an explicit count is
+        # the whole.
+        exact = not self.by_rate or self.round_to > 1
+        return rate, self.merger.counts(n, rate, kept, exact)
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         if self.block_plan(layer, n, shape) == (n, n, n):
             return 0
-        stage = self.layers.index(layer)
-        kept = super().stage_count(stage, n, shape.patches)
+        stage = self.stages(shape).index(layer)
+        kept = super().stage_count(stage, n, shape)
         own = self.score_macs(n, shape)
         if self.merger is not None:
-            rate = self.rates[stage]
-            return own + self.merger.macs(n, rate, self.merger.counts(n, rate, kept), shape)
+            return own + self.merger.macs(n, *self._merged(stage, n, kept), shape)
         return own + self.keep_macs(n, kept, shape)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
@@ -69,13 +87,11 @@ class PruneReducer(StageReducer):
         raise NotImplementedError
 
     def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
-        stage, n, patches = self.layers.index(step.layer), state.count, step.shape.patches
-        if self.stage_count(stage, n, patches) == n:
-            return state
+        stage, n = self.stage(step), state.count
         score = self.score(state, step, attention)
-        kept = super().stage_count(stage, n, patches)
+        kept = super().stage_count(stage, n, step.shape)
         if self.merger is not None:
-            return self.merger(state, score, self.merger.counts(n, self.rates[stage], kept))
+            return self.merger(state, score, self._merged(stage, n, kept)[1])
         return self.keep(state, score, kept)
 
     def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:

@@ -41,6 +41,11 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     """
     if name not in names():
         raise unknown("reducer", name, names())
+    schedules = [key for key in ("keep_rate", "counts", "r") if settings.get(key) is not None]
+    if len(schedules) > 1:
+        raise InputError(
+            f"reducer {name!r}: expected one of keep_rate, counts and r; got {', '.join(schedules)}"
+        )
     kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
     merger = Merger if name == "tdm" or name.endswith(_MERGED) else None
     own = _settings(kind, exclude={"merger"})

@@ -1,9 +1,10 @@
 """TDM: token decoupling and merging (Long et al., CVPR 2023, arXiv 2211.11315).
 
 Class attention decouples the n tokens of a stage into K attentive ones and m = n - K inattentive
-ones. The inattentive are clustered by density peaks into C tokens, so that what is dropped elsewhere
-stays represented; the attentive are merged to K' where they are alike; optionally EViT's fused
-token is added. A cluster token is `sum(a_i z_i) / sum(a_i)` over its members, a matched one likewise.
+ones. The inattentive are clustered by density peaks into C tokens, so that what is dropped
+elsewhere stays represented; the attentive are merged to K' where they are alike; optionally EViT's
+fused token is added. A cluster token is `sum(a_i z_i) / sum(a_i)` over its members, a matched one
+likewise.
 
 The merger takes any importance score, so other methods can hand it theirs.
 """
@@ -47,6 +48,8 @@ class TDMCounts(NamedTuple):
 
 
 class Rates(NamedTuple):
+    """The shares that make the counts (`attentive_rate`, `match_rate`, `cluster_rate`), and the fused token."""
+
     attentive: float
     match: float
     cluster: float
@@ -81,8 +84,8 @@ class Merger:
         stage follows from the three rates, no longer from the keep rate.
       attentive_merge: "match" (pairs of homogeneous tokens) or "cluster" (density peaks); None for
         the preset's.
-      fuse: whether to add EViT's fused token; None for the preset's. It overlaps the clusters, which
-        own the patches: its size is 0.
+      fuse: whether to add EViT's fused token; None for the preset's. It overlaps the clusters,
+        which own the patches: its size is 0.
       weight: of each token in a merge: "attention" (the score), "uniform" or "size".
       neighbors: nearest tokens that make a density; None for all, as in the authors' logs.
     """
@@ -121,6 +124,11 @@ class Merger:
             return self.attentive_merge
         return "cluster" if self.preset == "published" else "match"
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the rates alone decide the counts, whatever else is asked for."""
+        return self.preset == "published" or self.cluster_rate is not None
+
     def rates(self, keep_rate: float) -> Rates:
         """The rates in force at a keep rate.
 
@@ -145,24 +153,32 @@ class Merger:
         own = (self.attentive_rate, self.match_rate, self.cluster_rate, self.fuse)
         return Rates(*(mine if mine is not None else r for mine, r in zip(own, rates, strict=True)))
 
-    def counts(self, n: int, keep_rate: float, target: int | None = None) -> TDMCounts:
+    def counts(self, n: int, keep_rate: float, target: int, exact: bool = False) -> TDMCounts:
         """The counts of a stage with n tokens.
 
         Args:
           n: tokens that reach it.
           keep_rate: in (0, 1).
-          target: how many should leave it, for presets that derive the rest from that; None for
-            `ceil(keep_rate * n)`.
+          target: how many should leave it, for presets that derive the rest from that.
+          exact: whether the target includes the fused token, as a count asked for by number does,
+            or leaves it out, as TDM.md has it for a keep rate.
+
+        Raises:
+          InputError: there is no way to leave so many tokens.
         """
         rates = self.rates(keep_rate)
         fused = int(rates.fuse)
         attentive = min(ceil(rates.attentive * n), n)
         inattentive = n - attentive
-        if self.preset == "published" or self.cluster_rate is not None:
+        if self.fixed:
             matched = ceil(rates.match * attentive)
             clusters = ceil(rates.cluster * inattentive)
             return self._possible(TDMCounts(attentive, matched, clusters, fused))
-        target = min(max(2, ceil(keep_rate * n) if target is None else target), n)
+        if exact:
+            target -= fused
+            if target < 2:
+                raise InputError(f"TDM leaves at least {2 + fused} tokens; got {target + fused}")
+        target = min(max(2, target), n)
         if self.preset == "importance":
             return TDMCounts(target, target, 0, fused)
         if self.preset == "diversity":

@@ -1,0 +1,120 @@
+"""ATS: Adaptive Token Sampling (Fayyaz et al., ECCV 2022, arXiv 2111.15667).
+
+In the attention of blocks 3, 6 and 9 (from 0) a patch scores `sum_h A_h[cls, j] * ||v_j||`,
+normalised over the patches. The cumulative score is a distribution over the patches in their order,
+and is sampled by inverse transform at fixed points: with `S = floor(keep_rate^(i+1) * p) + 1` at
+stage i, each of the S - 1 points `(2t + 1) / (2S)` picks the patch whose cumulative score is
+nearest. Points that pick the same patch count once, so an image with few important patches keeps
+fewer tokens. Survivors stay in index order; the others are keys and values of this attention one
+last time.
+
+The count differs from image to image, shapes must not: a stage has S - 1 slots, or `counts` of them
+(see `tdm_jax.calibrate`), and those that an image does not fill are masked out of the attention.
+With fewer slots than survivors the survivors of lowest score go; otherwise the result is that of
+the image on its own.
+
+"ats+tdm": sampled by as many points as there are attentive tokens, filled up with the tokens of
+highest score; the others are clustered. No slot is empty.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.tokens import TokenState, inverse, take, top
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ATS(PruneReducer):
+    """Samples patches by their cumulative score.
+
+    Attributes:
+      keep_rate: share of the patches that a stage keeps at most, of those the last one could keep.
+      counts: slots of each stage; None for as many as there are points.
+    """
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        if not shape.class_token:
+            raise InputError(
+                "ATS scores by class attention: expected a class token; the model has none"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del n
+        return self.of_start(stage, patches)
+
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        # Squares of the values; attention times norm.
+        return n * shape.width + n
+
+    def score(
+        self, state: TokenState, step: Step, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del step
+        values = attention.values().astype(jnp.float32)
+        norm = jnp.sqrt((values * values).sum(axis=(2, 3)))
+        score = attention.class_row().sum(axis=1) * norm
+        if state.valid is not None:
+            score = score * state.valid
+        return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
+
+    def key_weight(self, state: TokenState, step: Step) -> Float[Array, "b t"] | None:
+        del step
+        if state.valid is None:
+            return None
+        return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
+
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        if self.merger is None:
+            return super().reduce(state, step, attention)
+        stage, n = self.stage(step), state.count
+        score = self.score(state, step, attention)
+        kept = StageReducer.stage_count(self, stage, n, step.shape)
+        counts = self._merged(stage, n, kept)[1]
+        picked = sample(score, None, counts.attentive)
+        # Scores are below 1: what was sampled comes first.
+        return self.merger(state, score, counts, priority=picked + score)
+
+    def keep(
+        self, state: TokenState, step: Step, score: Float[Array, "b n"], count: int
+    ) -> TokenState:
+        points = self.of_start(self.stage(step), step.shape.patches)
+        picked = sample(score, state.valid, points)
+        if count < points:
+            rank = inverse(top(jnp.where(picked, score, -1.0), count), state.count)
+            picked = picked & (rank >= 0)
+        index = top(picked.astype(jnp.float32), count)
+        return state.become(
+            take(state.tokens, index),
+            jnp.where(picked, inverse(index, state.count), -1),
+            take(state.kind, index),
+            valid=take(picked, index).astype(jnp.float32),
+        )
+
+
+def sample(
+    score: Float[Array, "b n"], valid: Float[Array, "b n"] | None, points: int
+) -> Bool[Array, "b n"]:
+    """Inverse transform sampling at fixed points.
+
+    Args:
+      score: sums to 1.
+      valid: 0 where there is no token; None where all are real.
+      points: their number, S - 1.
+
+    Returns:
+      Whether some point lies nearest to a token's cumulative score, ties to the lower index.
+    """
+    score = jax.lax.stop_gradient(score)
+    cumulative = jnp.cumsum(score, axis=-1)
+    if valid is not None:
+        cumulative = jnp.where(valid > 0, cumulative, jnp.inf)
+    at = (2 * jnp.arange(points) + 1) / (2 * (points + 1))
+    nearest = jnp.argmin(jnp.abs(cumulative[:, None, :] - at[:, None]), axis=-1)
+    return (nearest[:, :, None] == jnp.arange(score.shape[1])).any(axis=1)
