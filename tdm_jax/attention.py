@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from tdm_jax.tokens import KeyMask
+
 Dtype = Any
 
 
@@ -65,13 +67,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t d"], key_weight: Float[Array, "b t"] | None = None
+        self,
+        x: Float[Array, "b t d"],
+        key_weight: Float[Array, "b t"] | KeyMask | None = None,
     ) -> tuple[Float[Array, "b t d"], AttentionView]:
         """Attends.
 
         Args:
           x: normed tokens.
-          key_weight: factor of each key in the softmax; None for 1.
+          key_weight: factor of each key in the softmax, or a mask to learn; None for 1.
 
         Returns:
           The output and a view of the attention.
@@ -80,11 +84,36 @@ class Attention(nn.Module):
         init = nn.initializers.truncated_normal(0.02)
         qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
-        bias = None
-        if key_weight is not None:
-            # A weight of 0 must hide a key, yet stay finite where all are hidden.
-            bias = jnp.log(jnp.maximum(key_weight.astype(jnp.float32), 1e-30))
-        full = None if bias is None else bias[:, None, None, :].astype(q.dtype)
-        y = jax.nn.dot_product_attention(q, k, v, bias=full)
+        weight = key_weight.mask if isinstance(key_weight, KeyMask) else key_weight
+        # A weight of 0 must hide a key, yet stay finite where all are hidden.
+        bias = None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
+        if isinstance(key_weight, KeyMask):
+            y = masked_attention(q, k, v, weight)
+        else:
+            full = None if bias is None else bias[:, None, None, :].astype(q.dtype)
+            y = jax.nn.dot_product_attention(q, k, v, bias=full)
         y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(b, t, d))
         return y, AttentionView(q, k, v, bias, self.prefix)
+
+
+def masked_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    mask: Float[Array, "b t"],
+    eps: float = 1e-6,
+) -> Float[Array, "b t h k"]:
+    """Attention under a mask that is being learned (DynamicViT, arXiv 2106.02034, equation 11).
+
+    With `g_ij = mask_j` for j other than i, and 1 for j = i, and t keys:
+    `a_ij = (g_ij exp(l_ij) + eps / t) / (sum_j g_ij exp(l_ij) + eps)`. A factor instead of a bias:
+    the gradient with respect to a mask of 0 says what showing that key would change.
+    """
+    t = q.shape[1]
+    logits = jnp.einsum("bqhk,bthk->bhqt", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    seen = jnp.where(jnp.eye(t, dtype=bool), 1.0, mask.astype(jnp.float32)[:, None, None, :])
+    # Shifting changes only how the eps weighs: no gradient needs to know.
+    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))) * seen
+    share = (share + eps / t) / (share.sum(axis=-1, keepdims=True) + eps)
+    return jnp.einsum("bhqt,bthk->bqhk", share.astype(v.dtype), v)

@@ -120,6 +120,18 @@ class TokenState:
         return self.become(average(self.tokens, route, weight, count), route, kind)
 
 
+@struct.dataclass
+class KeyMask:
+    """Keys that a block's attention may look at, such that a gradient also reaches the hidden ones.
+
+    Attributes:
+      mask: 1 for a key that all queries see, 0 for one that only its own query sees; over prefix
+        and patch tokens. A straight-through mask passes its gradient on.
+    """
+
+    mask: Float[Array, "b t"]
+
+
 def top(score: Float[Array, "b n"], k: int) -> Int[Array, "b k"]:
     """The indices of the k highest scores, best first, ties to the lower index."""
     return jnp.argsort(-score, axis=-1, stable=True)[:, :k]
