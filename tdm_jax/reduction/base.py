@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.schedule import RAMPS, removals
-from tdm_jax.tokens import TokenState
+from tdm_jax.tokens import KeyMask, TokenState
 
 Weights = dict[str, Any]
 
@@ -141,11 +141,11 @@ class Reducer:
         del step
         return state
 
-    def key_weight(self, state: TokenState, step: Step) -> Float[Array, "b t"] | None:
+    def key_weight(self, state: TokenState, step: Step) -> Float[Array, "b t"] | KeyMask | None:
         """Factor of each key in the block's softmax, over prefix and patch tokens; None for 1.
 
         `softmax_j = w_j exp(l_ij) / sum_j w_j exp(l_ij)`: 0 masks a token, its size gives ToMe's
-        proportional attention.
+        proportional attention. A `KeyMask` is for masks that are being learned.
         """
         del state, step
         return None
@@ -166,7 +166,15 @@ class Reducer:
         return state
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
-        """Named scalar losses that a learned method adds to the training objective."""
+        """Named scalar losses that a learned method adds to the training objective.
+
+        Args:
+          info: `Info` of the training forward pass.
+          logits: its answer [b, c].
+          labels: target distributions [b, c].
+          teacher: what the unreduced model says to the same images, as the pair (logits, `Info`);
+            None where training has no teacher. It receives no gradient.
+        """
         del info, logits, labels, teacher
         return {}
 
