@@ -191,13 +191,13 @@ def _loss(
     logits, distilled = output if isinstance(output, tuple) else (output, output)
     values = {"cross_entropy": losses.cross_entropy(logits, targets).mean()}
     total = values["cross_entropy"]
-    teacher_info = None
+    teacher = None
     if recipe.teacher is not None:
-        teacher, teacher_info = recipe.teacher.apply(teacher_params, images, return_info=True)
-        term = losses.distillation(distilled, teacher, recipe.distill).mean()
+        teacher = recipe.teacher.apply(teacher_params, images, return_info=True)
+        term = losses.distillation(distilled, teacher[0], recipe.distill).mean()
         values["distillation"] = term
         total = (1.0 - recipe.distill.weight) * total + recipe.distill.weight * term
-    auxiliary = recipe.model.reducer.losses(info, logits, targets, teacher_info)
+    auxiliary = recipe.model.reducer.losses(info, logits, targets, teacher)
     total = total + sum(auxiliary.values())
     return total, values | auxiliary | {"loss": total}
 
