@@ -2,7 +2,7 @@
 #
 #   make demo    train, reduce and compare on embedded data
 #   make test    every test (PYTEST="-m 'not slow'" or PYTEST=tests/test_x.py for fewer)
-#   make lint    ruff
+#   make lint    ruff, rules and format
 #   make clean   remove the environment and the caches
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise it is the newest that is found.
@@ -25,6 +25,7 @@ test:
 lint:
 	@.ci/venv viz,test
 	@.venv/bin/python -m ruff check
+	@.venv/bin/python -m ruff format --check
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
