@@ -1,12 +1,12 @@
 """ATS: Adaptive Token Sampling (Fayyaz et al., ECCV 2022, arXiv 2111.15667).
 
-In the attention of blocks 3, 6 and 9 (from 0) a patch scores `sum_h A_h[cls, j] * ||v_j||`,
-normalised over the patches. The cumulative score is a distribution over the patches in their order,
-and is sampled by inverse transform at fixed points: with `S = floor(keep_rate^(i+1) * p) + 1` at
-stage i, each of the S - 1 points `(2t + 1) / (2S)` picks the patch whose cumulative score is
-nearest. Points that pick the same patch count once, so an image with few important patches keeps
-fewer tokens. Survivors stay in index order; the others are keys and values of this attention one
-last time.
+In the attention of blocks 3, 6 and 9 (from 0) a patch scores `sum_h A_h[cls, j] * ||v_hj||`, head
+by head, normalised over the patches. The cumulative score is a distribution over the patches in
+their order, and is sampled by inverse transform at fixed points: with
+`S = floor(keep_rate^(i+1) * p) + 1` at stage i, each of the S - 1 points `(2t + 1) / (2S)` picks the
+patch whose cumulative score is nearest. Points that pick the same patch count once, so an image
+with few important patches keeps fewer tokens. Survivors stay in index order; the others are keys
+and values of this attention one last time.
 
 The count differs from image to image, shapes must not: a stage has S - 1 slots, or `counts` of them
 (see `tdm_jax.calibrate`), and those that an image does not fill are masked out of the attention.
@@ -50,16 +50,16 @@ class ATS(PruneReducer):
         return self.of_start(stage, patches)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
-        # Squares of the values; attention times norm.
-        return n * shape.width + n
+        # Squares of the values; attention times norm in each head.
+        return n * shape.width + n * shape.num_heads
 
     def score(
         self, state: TokenState, step: Step, attention: Attention | None
     ) -> Float[Array, "b n"]:
         del step
         values = attention.values().astype(jnp.float32)
-        norm = jnp.sqrt((values * values).sum(axis=(2, 3)))
-        score = attention.class_row().sum(axis=1) * norm
+        norm = jnp.sqrt((values * values).sum(axis=-1))
+        score = jnp.einsum("bhn,bnh->bn", attention.class_row(), norm)
         if state.valid is not None:
             score = score * state.valid
         return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
@@ -70,31 +70,37 @@ class ATS(PruneReducer):
             return None
         return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
 
-    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
-        if self.merger is None:
-            return super().reduce(state, step, attention)
-        stage, n = self.stage(step), state.count
-        score = self.score(state, step, attention)
-        kept = StageReducer.stage_count(self, stage, n, step.shape)
-        counts = self._merged(stage, n, kept)[1]
-        picked = sample(score, None, counts.attentive)
-        # Scores are below 1: what was sampled comes first.
-        return self.merger(state, score, counts, priority=picked + score)
+    def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
+        return super().acts(layer, n, shape) or self._samples(layer, shape)
 
-    def keep(
-        self, state: TokenState, step: Step, score: Float[Array, "b n"], count: int
-    ) -> TokenState:
-        points = self.of_start(self.stage(step), step.shape.patches)
-        picked = sample(score, state.valid, points)
-        if count < points:
-            rank = inverse(top(jnp.where(picked, score, -1.0), count), state.count)
-            picked = picked & (rank >= 0)
-        index = top(picked.astype(jnp.float32), count)
+    def _samples(self, layer: int, shape: ViTShape) -> bool:
+        # As many slots as tokens are no reason not to sample: that leaves some of them empty.
+        if self.merger is not None or layer not in self.stages(shape):
+            return False
+        return self.of_start(self.stages(shape).index(layer), shape.patches) < shape.patches
+
+    def _reduces(self, state: TokenState, step: Step) -> bool:
+        return super()._reduces(state, step) or self._samples(step.layer, step.shape)
+
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        stage = self.stage(step)
+        score = self.score(state, step, attention)
+        slots = StageReducer.stage_count(self, stage, state.count, step.shape)
+        if self.merger is not None:
+            counts = self._merged(stage, state.count, slots)[1]
+            # Scores are below 1: what was sampled comes first.
+            priority = sample(score, None, counts.attentive) + score
+            return self.merger(state, score, counts, priority)
+        picked = sample(score, state.valid, self.of_start(stage, step.shape.patches))
+        rank = inverse(top(jnp.where(picked, score, -1.0), slots), state.count)
+        survives = picked & (rank >= 0)
+        # Stable: survivors in index order, then tokens to fill the empty slots with.
+        index = top(survives.astype(jnp.float32), slots)
         return state.become(
             take(state.tokens, index),
-            jnp.where(picked, inverse(index, state.count), -1),
+            jnp.where(survives, inverse(index, state.count), -1),
             take(state.kind, index),
-            valid=take(picked, index).astype(jnp.float32),
+            valid=take(survives, index).astype(jnp.float32),
         )
 
 

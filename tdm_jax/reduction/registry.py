@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
+from tdm_jax.reduction.ats import ATS
 from tdm_jax.reduction.base import Reducer
 from tdm_jax.reduction.evit import EViT
+from tdm_jax.reduction.evovit import EvoViT
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.random import Random
 from tdm_jax.reduction.tdm import Merger
@@ -16,6 +18,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "random": Random,
     "topk": TopK,
     "evit": EViT,
+    "evovit": EvoViT,
+    "ats": ATS,
 }
 
 # Where TDM's merger takes over the tokens that a method would drop.

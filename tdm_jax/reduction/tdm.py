@@ -48,7 +48,7 @@ class TDMCounts(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """The shares that make the counts (`attentive_rate`, `match_rate`, `cluster_rate`), and the fused token."""
+    """The shares that make the counts (see `Merger`), and whether there is a fused token."""
 
     attentive: float
     match: float
@@ -212,12 +212,23 @@ class Merger:
         return counts
 
     def __call__(
-        self, state: TokenState, score: Float[Array, "b n"], counts: TDMCounts
+        self,
+        state: TokenState,
+        score: Float[Array, "b n"],
+        counts: TDMCounts,
+        priority: Float[Array, "b n"] | None = None,
     ) -> TokenState:
-        """Applies one stage: `counts.total` tokens, first the attentive, then the clusters."""
+        """Applies one stage: `counts.total` tokens, first the attentive, then the clusters.
+
+        Args:
+          state: the tokens.
+          score: importance, which weighs the tokens in a merge.
+          counts: of this stage.
+          priority: who is attentive, the highest first; None for the score.
+        """
         if counts.total >= state.count:
             return state
-        order = top(score, state.count)
+        order = top(score if priority is None else priority, state.count)
         # Even ranks before odd ones: destinations and sources of the matching.
         k = counts.attentive
         order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
