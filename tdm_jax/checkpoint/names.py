@@ -6,7 +6,7 @@ width, in, out]. Hugging Face keeps query, key and value apart; timm stacks them
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ _MEMORY = "{p}layers.{i}."  # what a model of transformers 5 or later has as its
 _TABLE = (
     _Row("array", "cls_token", (_EMBEDDINGS + "cls_token",)),
     _Row("array", "dist_token", (_EMBEDDINGS + "distillation_token",)),
-    _Row("array", "reg_token", ()),
+    _Row("array", "reg_token", (_EMBEDDINGS + "register_tokens",)),
     _Row("array", "pos_embed", (_EMBEDDINGS + "position_embeddings",)),
     _Row("conv", "patch_embed/proj", (_EMBEDDINGS + "patch_embeddings.projection",)),
     _Row(
@@ -73,6 +73,8 @@ _LEAVES: dict[Kind, dict[str, str]] = {
 }
 _ANCHOR = {"timm": "patch_embed.proj.weight", "hf": "embeddings.patch_embeddings.projection.weight"}
 
+REDUCER = "reducer/"  # the weights of a learned reducer; other programs know no such thing
+
 # A classifier computes the same without these.
 UNUSED = ("pooler.", "mask_token")
 # Parts of related models that this one does not have; without them it would compute something else.
@@ -95,6 +97,12 @@ class Entry(NamedTuple):
     path: str
     sources: tuple[str, ...]
     axes: tuple[int, ...] | None  # transposition from theirs to ours
+
+    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The shape that each of `sources` has if our parameter has this one."""
+        if self.axes is not None:
+            shape = tuple(shape[axis] for axis in np.argsort(self.axes))
+        return [(shape[0] // len(self.sources), *shape[1:])] * len(self.sources)
 
     def to_ours(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Joins and transposes the arrays of `sources`."""
@@ -183,6 +191,25 @@ def detect(names: Collection[str]) -> Naming:
         prefix,
         "cls_classifier" if distilled else "classifier",
     )
+
+
+def to_theirs(naming: Naming, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters by our paths, under the names and in the layout of others.
+
+    A reducer's own weights have no other name; they keep their path.
+    """
+    blocks = {path.split("/")[0] for path in params if path.startswith("blocks_")}
+    entries = naming.entries(len(blocks))
+    arrays: dict[str, np.ndarray] = {}
+    for path, value in params.items():
+        if path.startswith(REDUCER):
+            arrays[path] = np.asarray(value)
+        elif path in entries:
+            parts = entries[path].to_theirs(np.asarray(value))
+            arrays.update(zip(entries[path].sources, parts, strict=True))
+        else:
+            raise InputError(f"no parameter of a vision transformer is called {path!r}")
+    return arrays
 
 
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[./])")
