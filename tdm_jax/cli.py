@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tdm_jax.errors import InputError
 
@@ -23,6 +23,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, OSError) as error:
         fail(error)
+    # absl.app would raise it to INFO, where Orbax and grain report every step they take.
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING
     if len(rest) > 1:
         fail(f"unexpected arguments {rest[1:]}; every setting is a --flag (try --help)")
     return rest

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from tdm_jax.checkpoint.integrity import compare, verify
 from tdm_jax.errors import InputError
 
 PyTree = Any
@@ -34,22 +34,6 @@ def _on_one_process(name: str, action: Callable[[], None]) -> None:
         action()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _verify(folder: epath.Path) -> None:
-    """Reads every array that Orbax wrote into a folder, one after the other; raises at damage.
-
-    Orbax reads them all at once in an event loop, and when several fail, raises the first and
-    leaves the others to print their tracebacks into whatever runs later.
-    """
-    path = str(folder)
-    base = {"driver": "ocdbt", "base": f"{path if '://' in path else f'file://{path}'}/"}
-    for key in tensorstore.KvStore.open(base).result().list().result():
-        name = key.decode()
-        if name.endswith("/.zarray"):
-            kvstore = {**base, "path": name.removesuffix(".zarray")}
-            array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
-            array.read().result()
 
 
 def _summary(error: Exception) -> str:
@@ -115,7 +99,7 @@ def load_model(path: str | PathLike[str]) -> tuple[dict[str, Any], PyTree]:
     if not is_saved_model(folder):
         raise InputError(f"{path}: no model here; expected a folder that tdm_jax wrote")
     try:
-        _verify(folder / _PARAMS)
+        verify(folder / _PARAMS)
         config, params = _read_model(folder)
     except Exception as error:  # each damaged file fails in its own way
         raise InputError(f"{path}: not readable (damaged?): {_summary(error)}") from error
@@ -320,9 +304,9 @@ class Store:
         return None
 
     def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        _verify(self._directory / str(step) / _STATE)
+        verify(self._directory / str(step) / _STATE)
         saved = self._manager.item_metadata(step)[_STATE].tree
-        _compare(f"{self._directory}/{step}", saved, abstract_state)
+        compare(f"{self._directory}/{step}", saved, abstract_state)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore()
         )
@@ -350,30 +334,3 @@ class Store:
     def close(self) -> None:
         """Waits, and lets the threads go."""
         self._manager.close()
-
-
-def _compare(where: str, saved: PyTree, expected: PyTree) -> None:
-    """Raises InputError if a saved tree has other leaves or shapes than the expected one."""
-
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...] | None]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): _shape(x) for p, x in leaves}
-
-    got, want = shapes(saved), shapes(expected)
-    wrong = [
-        f"{name}: got {got[name]}, expected {want[name]}"
-        for name in got.keys() & want.keys()
-        if None not in (got[name], want[name]) and got[name] != want[name]
-    ]
-    wrong += [f"{name}: missing" for name in want.keys() - got.keys()]
-    wrong += [f"{name}: left over" for name in got.keys() - want.keys()]
-    if wrong:
-        shown = "; ".join(sorted(wrong)[:8]) + (f"; {len(wrong) - 8} more" if wrong[8:] else "")
-        raise InputError(f"{where} is the checkpoint of another model or optimizer: {shown}")
-
-
-def _shape(leaf: Any) -> tuple[int, ...] | None:
-    # A random key is stored as its bits, with one axis more: leave its shape to Orbax.
-    if not hasattr(leaf, "shape") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return None
-    return tuple(leaf.shape)
