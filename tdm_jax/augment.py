@@ -1,13 +1,13 @@
 """Augmentation on the device, inside jit: normalising, random erasing, mixup, cutmix, soft targets.
 
-All of it is local to a pair of neighbouring rows: with the batch sharded, and an even number of rows
-on every device, it compiles without communication, and gives the same numbers on any number of
-devices.
+All of it is local to a pair of neighbouring rows: with the batch sharded, and an even number of
+rows on every device, it compiles without communication, and gives the same numbers on any number
+of devices.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ _ERASING_ASPECT = (0.3, 1 / 0.3)
 _ERASING_ATTEMPTS = 10
 
 
+@runtime_checkable
 class AugmentSettings(Protocol):
     """What `augment_batch` reads; `data.DataConfig` says what each one means."""
 
@@ -99,9 +100,9 @@ def random_erasing(
 ) -> Float[Array, "b h w ch"]:
     """Replaces one box of some images by N(0, 1) noise (Zhong et al., arXiv 1708.04896).
 
-    As timm's mode "pixel": the box's area is a uniform share in [0.02, 1/3] of the image, its aspect
-    ratio (height / width) log-uniform in [0.3, 1 / 0.3]; of ten draws the first that fits is taken,
-    and if none does, the image stays whole.
+    As timm's mode "pixel": the box's area is a uniform share in [0.02, 1/3] of the image, its
+    aspect ratio (height / width) log-uniform in [0.3, 1 / 0.3]; of ten draws the first that fits is
+    taken, and if none does, the image stays whole.
 
     Args:
       key: random key.
@@ -149,8 +150,9 @@ def mix_pairs(
     """Mixes rows 2i and 2i + 1 by mixup or cutmix, in timm's "batch" mode.
 
     One draw for the whole batch decides whether it is mixed, by which method, with which
-    λ ~ Beta(alpha, alpha) and, for cutmix, with which box; cutmix's λ is then the share of the image
-    outside the box as it was cut. (Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899.)
+    λ ~ Beta(alpha, alpha) and, for cutmix, with which box; cutmix's λ is then the share of the
+    image outside the box as it was cut (Zhang et al., arXiv 1710.09412; Yun et al., arXiv
+    1905.04899).
 
     timm pairs row i with row b - 1 - i. In a shuffled batch a neighbour is as random a partner, and
     neighbours lie on one device.

@@ -1,8 +1,11 @@
-"""What to read, how to augment and how to normalise: one frozen dataclass, checked when it is made."""
+"""What to read, how to augment and how to normalise: one frozen dataclass, checked when made."""
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Mapping
+
+from ml_collections import ConfigDict
 
 from tdm_jax import errors
 from tdm_jax.data import randaugment
@@ -17,7 +20,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """One data set with its transforms. Make it with `make_config`, which knows each source's defaults.
+    """One data set with its transforms; `make_config` makes it, with each source's defaults.
 
     Attributes:
       name: "digits" (embedded), "folder" (class folders under `data_dir`), or "tfds:<name>", where
@@ -29,19 +32,19 @@ class DataConfig:
         held out for validation.
       image_size: (height, width) of a batch's images. One integer stands for a square.
       channels: 3 (RGB) or 1 (grey); every image is converted.
-      mean, std: per channel, for images scaled to [0, 1]; applied on the device (`tdm_jax.augment`).
+      mean, std: per channel, of images scaled to [0, 1]; for the device (`tdm_jax.augment`).
       batch_size: global training batch, over all devices and hosts.
       eval_batch_size: global evaluation batch; 0 takes batch_size.
       seed: of the shuffle and of every random draw on the host, in [0, 2**32).
       repeats: how many differently augmented copies of an image share a batch.
-      augmentation: "crop" (random resized crop, flip, RandAugment or colour jitter), "affine" (small
-        shift, scale and rotation) or "none" (the evaluation transform).
+      augmentation: "crop" (random resized crop, flip, RandAugment or colour jitter), "affine"
+        (small shift, scale and rotation) or "none" (the evaluation transform).
       crop_scale, crop_ratio: area share and aspect ratio of the random resized crop.
       flip: probability of a horizontal flip.
       color_jitter: range of brightness, contrast and saturation, 1 ± this; off with rand_augment.
       rand_augment: timm's notation, for example "rand-m9-mstd0.5-inc1"; empty is off.
-      affine_shift, affine_scale, affine_degrees: largest shift (share of the size), scale change and
-        rotation of the "affine" augmentation.
+      affine_shift, affine_scale, affine_degrees: largest shift (share of the size), scale change
+        and rotation of the "affine" augmentation.
       crop_pct: evaluation resizes to image_size / crop_pct, then crops the centre.
       interpolation: one of `INTERPOLATIONS`; downscaling is always antialiased.
       erasing: probability that an image has a random box replaced by N(0, 1) noise (on the device).
@@ -107,12 +110,14 @@ _DIGITS = {
 }
 
 
-def make_config(values: Mapping[str, object] | None = None, **overrides: object) -> DataConfig:
-    """A checked `DataConfig` from a mapping (an `ml_collections.ConfigDict` too) or keywords.
+def make_config(
+    values: Mapping[str, object] | ConfigDict | None = None, **overrides: object
+) -> DataConfig:
+    """A checked `DataConfig` from a mapping, keywords, or both.
 
-    Whatever is not given has the default of its source: DeiT's recipe at 224 pixels for a folder and
-    for TFDS, 28 grey pixels with small shifts for the digits. `dataclasses.asdict` turns the result
-    back into a mapping with every key, as a config file wants it.
+    Whatever is not given has the default of its source: DeiT's recipe at 224 pixels for a folder
+    and for TFDS, 28 grey pixels with small shifts for the digits. `dataclasses.asdict` turns the
+    result back into a mapping with every key, as a config file wants it.
 
     Raises:
       InputError: an unknown key, a value of another type, or one out of range.
@@ -139,10 +144,10 @@ def _cast(key: str, value: object, kind: object) -> object:
         if not _is(value, kind):
             raise _wrong(key, value, {int: "an integer", float: "a number", str: "a string"}[kind])
         return value
-    if not isinstance(value, (tuple, list)):
-        raise _wrong(key, value, "a tuple of numbers")
-    number = int if key == "image_size" else float
-    return tuple(_cast(key, item, number) for item in value)
+    number, length = typing.get_args(kind)
+    if not isinstance(value, tuple | list) or (length is not ... and len(value) != 2):
+        raise _wrong(key, value, "numbers, one a channel" if length is ... else "a pair of numbers")
+    return tuple(_cast(f"{key}[{i}]", item, number) for i, item in enumerate(value))
 
 
 def _is(value: object, kind: type) -> bool:
@@ -161,8 +166,7 @@ def _check(config: DataConfig) -> None:
         if not condition:
             raise _wrong(key, getattr(config, key), expected)
 
-    size = config.image_size
-    require(len(size) == 2 and min(size) > 0, "image_size", "(height, width), both positive")
+    require(min(config.image_size) > 0, "image_size", "(height, width), both positive")
     require(config.channels in (1, 3), "channels", "1 or 3")
     for key in ("mean", "std"):
         length = len(getattr(config, key))
@@ -209,5 +213,5 @@ def _check_source(config: DataConfig) -> None:
         raise InputError(f"data.data_dir is empty; data.name={config.name!r} needs a directory")
 
 
-def _is_range(pair: tuple[float, ...], limit: float) -> bool:
-    return len(pair) == 2 and 0 < pair[0] <= pair[1] <= limit
+def _is_range(pair: tuple[float, float], limit: float) -> bool:
+    return 0 < pair[0] <= pair[1] <= limit

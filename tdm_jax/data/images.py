@@ -1,4 +1,4 @@
-"""From encoded bytes to a Pillow image of the mode one asked for, or one error for all that can go wrong."""
+"""From encoded bytes to an RGB or grey Pillow image, or one error for all that can go wrong."""
 
 import io
 import struct
@@ -70,7 +70,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit and 32-bit grey images by their high byte, floating point ones from [0, 1] or [0, 255]."""
+    """From 16 bits by the high byte, from floating point by its range: [0, 1] or [0, 255]."""
     values = np.asarray(image).astype(np.float64)
     top = values.max(initial=0.0)
     if image.mode == "F":

@@ -29,11 +29,7 @@ _AHEAD = 2
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over batches that reports, and finally refuses, unreadable images.
-
-    Attributes:
-      corrupt: places of the unreadable images met so far, in the order in which they were met.
-    """
+    """An iterator over batches that reports, and finally refuses, unreadable images."""
 
     def __init__(
         self, chunks: grain.DatasetIterator, per_batch: int, source: Source, max_corrupt: int
@@ -56,6 +52,7 @@ class Batches(Iterator[Batch]):
 
     @property
     def corrupt(self) -> tuple[str, ...]:
+        """Places of the unreadable images met so far, in the order in which they were met."""
         return tuple(self._seen.values())
 
     def close(self) -> None:
@@ -69,6 +66,12 @@ class Batches(Iterator[Batch]):
                 "unreadable image %s (%d so far, at most %d)",
                 self._seen[index], len(self._seen), self._max_corrupt,
             )  # fmt: skip
+        if len(self._seen) == len(self._source):
+            self.close()
+            raise InputError(
+                f"not one of the {len(self._source)} images can be read, from "
+                f"{self._source.describe(0)} on"
+            )
         if len(self._seen) > self._max_corrupt:
             self.close()
             first, rest = self.corrupt[:10], len(self._seen) - 10
@@ -130,7 +133,7 @@ def train_batches(
             order, functools.partial(repeated, repeats=config.repeats, spacing=spacing), len(order)
         )
     examples = order.random_map(
-        functools.partial(_load_train, source, transforms.train_transform(config), config)
+        functools.partial(_load_train, source, transforms.TrainTransform(config), config)
     )
     rows = functools.partial(
         host_row, batch=config.batch_size, local=local, host=process_index, step=start_step
@@ -149,7 +152,7 @@ def eval_batches(
     """Every example of a split once, in order; this process's share of each batch.
 
     Args:
-      config: what to read; a global batch has `eval_batch_size` rows (`batch_size` where that is 0).
+      config: what to read; a global batch has `eval_batch_size` rows (`batch_size` if that is 0).
       split: "validation" or "train".
       process_index: this host.
       process_count: number of hosts; each gets the same number of batches, all of one shape.
@@ -167,7 +170,7 @@ def eval_batches(
     local = _local_batch(batch, process_index, process_count)
     steps = -(-len(source) // batch)
     examples = grain.MapDataset.range(steps * batch).map(
-        functools.partial(_load_eval, source, transforms.eval_transform(config), config)
+        functools.partial(_load_eval, source, transforms.EvalTransform(config), config)
     )
     rows = functools.partial(host_row, batch=batch, local=local, host=process_index, step=0)
     return _batches(config, source, _Reindexed(examples, rows, steps * local), local)
@@ -215,7 +218,7 @@ def _local_batch(batch: int, process_index: int, process_count: int) -> int:
 
 def _batches(config: DataConfig, source: Source, rows: grain.MapDataset, local: int) -> Batches:
     chunk = next(size for size in range(min(local, _MAX_CHUNK), 0, -1) if local % size == 0)
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or _cores()
     chunks = rows.batch(chunk, drop_remainder=True, batch_fn=_stack).to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * _AHEAD)
     )
@@ -226,6 +229,11 @@ def _batches(config: DataConfig, source: Source, rows: grain.MapDataset, local: 
             )
         chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return Batches(iter(chunks), local // chunk, source, config.max_corrupt)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a scheduler often grants fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stack(elements: Sequence[dict]) -> Batch:

@@ -8,6 +8,7 @@ magnitude mean a stronger change for every operation.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -71,6 +72,7 @@ class RandAugment:
         return float(np.clip(strength, 0, self.limit))
 
 
+@functools.cache
 def parse(spec: str) -> RandAugment:
     """Reads timm's notation: "rand", then any of m, n, p, mstd, mmax, inc, joined by hyphens.
 
@@ -143,10 +145,8 @@ def _plain(function: Callable[[Image.Image], Image.Image]) -> Callable[..., Chan
 
 def _enhance(enhancer: type) -> Callable[..., Change]:
     def operation(strength: float, rng: np.random.Generator, increasing: bool) -> Change:
-        if increasing:
-            factor = max(0.1, 1.0 + 0.9 * strength * _sign(rng))
-        else:
-            factor = 0.1 + 1.8 * strength
+        stronger = max(0.1, 1.0 + 0.9 * strength * _sign(rng))
+        factor = stronger if increasing else 0.1 + 1.8 * strength
         return lambda image, fill, resample: enhancer(image).enhance(factor)
 
     return operation

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -19,8 +19,9 @@ SPLITS = ("train", "validation")
 # In the order in which they are looked for where a config names no validation split.
 VALIDATION_NAMES = ("validation", "val", "test")
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .png .bmp .gif .webp .tif .tiff .ppm .pgm .jfif".split()
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
 )
 
 
@@ -31,6 +32,7 @@ class Record(TypedDict):
     label: int
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to one split.
 
@@ -115,6 +117,7 @@ class DigitsSource:
         return {"image": self._images[index], "label": int(self._labels[index])}
 
     def describe(self, index: int) -> str:
+        """Its row in scikit-learn's table."""
         return f"digits[{self._rows[index]}]"
 
 
@@ -136,11 +139,12 @@ class FolderSource:
             return {"image": file.read(), "label": int(self._labels[index])}
 
     def describe(self, index: int) -> str:
+        """Its path."""
         return os.path.join(self._root, self._files[index])
 
 
 def open_folder(root: Path, role: str, train: str, validation: str, holdout: float) -> FolderSource:
-    """A directory with `train/<class>/…` and `validation/` or `val/`, or with the classes themselves.
+    """A directory of train/<class>/… and validation/ or val/, or of the class folders themselves.
 
     Classes are folder names in sorted order; the validation folder takes its labels from the
     training folder's names. Without split folders, the share `holdout` of each class (at least one
@@ -149,8 +153,8 @@ def open_folder(root: Path, role: str, train: str, validation: str, holdout: flo
     Args:
       root: the directory.
       role: "train" or "validation".
-      train, validation: folder names; an empty `validation` takes the first that exists of
-        `VALIDATION_NAMES`.
+      train: folder name.
+      validation: folder name; if empty, the first that exists of `VALIDATION_NAMES`.
       holdout: share in (0, 1).
 
     Raises:

@@ -1,11 +1,13 @@
-"""Any image classification set that TFDS has prepared, as ArrayRecord or TFRecord, without TensorFlow."""
+"""Any labelled image set that TFDS has prepared, ArrayRecord or TFRecord, without TensorFlow."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
 import tensorflow_datasets as tfds
-from absl import logging
 from google.protobuf.message import DecodeError
+from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from tdm_jax.data.images import CorruptImage
 from tdm_jax.data.sources import VALIDATION_NAMES, Record
@@ -20,30 +22,37 @@ class TfdsSource:
 
     def __init__(self, info: tfds.core.DatasetInfo, split: str):
         """Opens the split's files and finds the image and the label among the features."""
-        self._name, self._split = f"{info.full_name}[{split}]", split
         self._features = info.features
         self._image_key, self._label_key = _keys(info)
         label = info.features[self._label_key]
         self.num_classes = label.num_classes
         self.class_names = tuple(label.names) if label.names else None
-        self._records = _records(info, split)
+        self._files = info.splits[split].file_instructions
+        self._records = _records(info, self._files)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
         try:
+            record = self._records[index]
+        except RuntimeError as error:  # ArrayRecord's, for damaged files
+            raise CorruptImage(str(error)) from error
+        try:
             example = self._features.deserialize_example_np(
-                self._records[index], decoders={self._image_key: _SKIP_DECODING}
+                record, decoders={self._image_key: _SKIP_DECODING}
             )
         except (DecodeError, KeyError, ValueError) as error:
             raise CorruptImage(f"not an example of this set: {error}") from error
         return {"image": example[self._image_key], "label": int(example[self._label_key])}
 
     def describe(self, index: int) -> str:
-        if isinstance(self._records, TFRecordReader):
-            return self._records.describe(index)
-        return f"{self._name}[{index}]"
+        """Its file and the record's number in it."""
+        for file in self._files:
+            if index < file.take:
+                return f"{file.filename}[{file.skip + index}]"
+            index -= file.take
+        raise IndexError(index)
 
 
 def open_tfds(name: str, data_dir: str, split: str) -> TfdsSource:
@@ -65,15 +74,13 @@ def open_tfds(name: str, data_dir: str, split: str) -> TfdsSource:
         raise unknown(f"split of {name}", split, info.splits)
     try:
         source = TfdsSource(info, split)
-        labels = [source[0]["label"]] if len(source) else []
+        label = source[0]["label"] if len(source) else None
     except (ValueError, OSError) as error:
-        raise InputError(f"cannot open {name}[{split}] in {directory}: {error}") from error
-    if not labels:
-        raise InputError(f"{name}[{split}] in {directory} is empty")
-    if not 0 <= labels[0] < source.num_classes:
-        raise InputError(
-            f"{name}[{split}] has no labels (its first is {labels[0]}); choose another split"
-        )
+        raise InputError(f"cannot read {name}, split {split}, in {directory}: {error}") from error
+    if label is None:
+        raise InputError(f"{name}, split {split}, in {directory} is empty")
+    if not 0 <= label < source.num_classes:
+        raise InputError(f"{name}, split {split}, has no labels (the first is {label})")
     return source
 
 
@@ -118,18 +125,18 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, str]:
 
 
 def _records(
-    info: tfds.core.DatasetInfo, split: str
+    info: tfds.core.DatasetInfo, files: Sequence[FileInstruction]
 ) -> TFRecordReader | grain.sources.ArrayRecordDataSource:
     """Random access to serialised examples, in either file format."""
-    instructions = info.splits[split].file_instructions
+    missing = [file.filename for file in files if not os.path.exists(file.filename)]
+    if missing:
+        raise InputError(f"{len(missing)} of {len(files)} files are missing, first {missing[0]}")
     if info.file_format == tfds.core.FileFormat.TFRECORD:
-        logging.info("reading %s[%s] from TFRecord files", info.name, split)
         return TFRecordReader(
-            [Shard(Path(f.filename), f.skip, f.take, f.examples_in_shard)
-             for f in instructions]
-        )  # fmt: skip
+            [Shard(Path(f.filename), f.skip, f.take, f.examples_in_shard) for f in files]
+        )
     if info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return grain.sources.ArrayRecordDataSource(instructions)
+        return grain.sources.ArrayRecordDataSource(files)
     raise InputError(
         f"{info.name} is stored as {info.file_format.value}; expected tfrecord or array_record"
     )

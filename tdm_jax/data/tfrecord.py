@@ -1,9 +1,9 @@
 """Random access to TFRecord files without TensorFlow.
 
-A record is framed as: length (8 bytes, little endian), masked CRC32C of the length (4), data, masked
-CRC32C of the data (4). One walk over the frames of a file gives the offsets; they are kept beside the
-data, in `.tdm_jax_index/`, or in memory where the directory cannot be written. A damaged record is
-left to whoever parses it: decoding a picture finds it too, and costs no second pass over the bytes.
+A record is framed as: length (8 bytes, little endian), masked CRC32C of the length (4), data,
+masked CRC32C of the data (4). One walk over the frames of a file gives the offsets; they are kept
+beside the data, in `.tdm_jax_index/`, or in memory where the directory cannot be written. A damaged
+record is left to whoever parses it: decoding a picture finds it without a second pass.
 """
 
 import bisect
@@ -32,7 +32,7 @@ _INDEXING_THREADS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Part of one file: `take` records after the first `skip`, of `total` that the file should hold."""
+    """Part of one file: `take` records after the first `skip`, of `total` that it should hold."""
 
     path: Path
     skip: int
@@ -61,14 +61,12 @@ class TFRecordReader:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def _locate(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> bytes:
+        """Reads one record; OSError if that fails."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard] - self._shards[shard].take)
-
-    def __getitem__(self, index: int) -> bytes:
-        shard, row = self._locate(index)
+        row = index - (self._ends[shard] - self._shards[shard].take)
         start, end = (int(offset) for offset in self._offsets[shard][row : row + 2])
         # Opened for each read: a thousand shards would pass the usual limit of open files, and a
         # pool of them would have to be shared between threads.
@@ -77,11 +75,6 @@ class TFRecordReader:
             return os.pread(file, end - start - _HEADER - _FOOTER, start + _HEADER)
         finally:
             os.close(file)
-
-    def describe(self, index: int) -> str:
-        """Where a record lies: file name and number of the record in it."""
-        shard, row = self._locate(index)
-        return f"{self._shards[shard].path}[{self._shards[shard].skip + row}]"
 
 
 def _shard_offsets(shard: Shard) -> Int64[np.ndarray, " records_and_one"]:

@@ -1,7 +1,7 @@
-"""Host-side transforms on Pillow images; every random draw comes from the generator that is passed in."""
+"""Host-side transforms on Pillow images; all randomness comes from the generator passed in."""
 
+import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -10,8 +10,6 @@ from tdm_jax.data import images, randaugment
 from tdm_jax.data.config import DataConfig
 
 Box = tuple[float, float, float, float]
-TrainTransform = Callable[[Image.Image, np.random.Generator], np.ndarray]
-EvalTransform = Callable[[Image.Image], np.ndarray]
 
 # Pillow's own recommendation: decoding at twice the final size is indistinguishable from decoding
 # at full size, and saves most of the time on photographs of many megapixels.
@@ -24,7 +22,7 @@ def random_crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) of a random resized crop (Szegedy et al., arXiv 1409.4842).
+    """The box (left, top, right, bottom) of a random resized crop (arXiv 1409.4842).
 
     Its area is a uniform share of the image within `scale`, its aspect ratio (width / height)
     log-uniform within `ratio`. After ten draws that do not fit it is the largest centred box of an
@@ -32,6 +30,9 @@ def random_crop_box(
 
     Args:
       size: (width, height) of the image.
+      rng: random generator.
+      scale: (low, high) share of the image's area.
+      ratio: (low, high) width / height.
     """
     width, height = size
     for _ in range(10):
@@ -57,6 +58,8 @@ def crop_and_resize(
       image: as `images.open_image` gives it, not yet decoded.
       box: (left, top, right, bottom) in pixels of the whole image.
       size: (height, width) of the result.
+      channels: of the result, 3 or 1.
+      resample: Pillow's interpolation.
     """
     height, width = size
     shrink = min((box[2] - box[0]) / width, (box[3] - box[1]) / height) / _DRAFT_GAP
@@ -89,9 +92,12 @@ def random_affine(
     """Rotates and scales about the centre, then shifts; what is uncovered is black.
 
     Args:
+      image: decoded.
+      rng: random generator.
       shift: largest shift, as a share of each side.
       scale: the image grows or shrinks by a factor in 1 ± scale.
       degrees: largest rotation either way.
+      resample: Pillow's interpolation.
     """
     width, height = image.size
     angle = math.radians(rng.uniform(-degrees, degrees))
@@ -116,6 +122,8 @@ def resize_and_center_crop(
     Args:
       image: decoded.
       size: (height, width) of the result.
+      crop_pct: share of the covered square's side that the crop keeps.
+      resample: Pillow's interpolation.
     """
     height, width = size
     cover_h, cover_w = math.floor(height / crop_pct), math.floor(width / crop_pct)
@@ -136,65 +144,72 @@ def to_array(image: Image.Image) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def eval_transform(config: DataConfig) -> EvalTransform:
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
     """From an opened image to uint8 [h, w, c]: resize, centre crop."""
-    resample = Image.Resampling[config.interpolation.upper()]
 
-    def transform(image: Image.Image) -> np.ndarray:
-        image = images.load(image, config.channels)
-        return to_array(resize_and_center_crop(image, config.image_size, config.crop_pct, resample))
+    config: DataConfig
 
-    return transform
-
-
-def train_transform(config: DataConfig) -> TrainTransform:
-    """From an opened image and a generator to uint8 [h, w, c], by `config.augmentation`."""
-    resample = Image.Resampling[config.interpolation.upper()]
-    distort = _distortion(config, resample)
-
-    def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        box = random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
-        image = crop_and_resize(image, box, config.image_size, config.channels, resample)
-        if rng.random() < config.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_array(distort(image, rng))
-
-    def affine(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        image = resize_and_center_crop(
-            images.load(image, config.channels), config.image_size, config.crop_pct, resample
-        )
-        image = random_affine(
-            image,
-            rng,
-            shift=config.affine_shift,
-            scale=config.affine_scale,
-            degrees=config.affine_degrees,
-            resample=resample,
-        )
-        return to_array(image)
-
-    plain = eval_transform(config)
-    return {"crop": crop, "affine": affine, "none": lambda image, rng: plain(image)}[
-        config.augmentation
-    ]
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Decodes and transforms; `images.CorruptImage` if the data is damaged."""
+        return to_array(_whole(image, self.config))
 
 
-def _distortion(
-    config: DataConfig, resample: int
-) -> Callable[[Image.Image, np.random.Generator], Image.Image]:
-    """RandAugment, or colour jitter where that is off: one or the other, as in timm."""
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """From an opened image and a generator to uint8 [h, w, c]; `config.augmentation` says how."""
+
+    config: DataConfig
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Decodes and transforms; `images.CorruptImage` if the data is damaged."""
+        match self.config.augmentation:
+            case "crop":
+                return to_array(_crop(image, self.config, rng))
+            case "affine":
+                return to_array(_affine(image, self.config, rng))
+            case _:
+                return to_array(_whole(image, self.config))
+
+
+def _whole(image: Image.Image, config: DataConfig) -> Image.Image:
+    image = images.load(image, config.channels)
+    return resize_and_center_crop(image, config.image_size, config.crop_pct, _resample(config))
+
+
+def _crop(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    box = random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
+    image = crop_and_resize(image, box, config.image_size, config.channels, _resample(config))
+    if rng.random() < config.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    # One or the other, as in timm.
     if config.rand_augment:
-        policy = randaugment.parse(config.rand_augment)
-        # Bicubic at most: Lanczos exists for resizing only.
-        geometric = min(resample, Image.Resampling.BICUBIC, key=_quality)
-        mean = tuple(min(255, round(255 * value)) for value in config.mean)
-        fill = mean if config.channels == 3 else mean[0]
-        return lambda image, rng: policy(image, rng, fill=fill, resample=geometric)
-    if config.color_jitter:
-        return lambda image, rng: color_jitter(image, rng, config.color_jitter)
-    return lambda image, rng: image
+        return _rand_augment(image, config, rng)
+    return color_jitter(image, rng, config.color_jitter) if config.color_jitter else image
 
 
-def _quality(resample: int) -> int:
-    order = ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")
-    return order.index(Image.Resampling(resample).name)
+def _rand_augment(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    mean = tuple(min(255, round(255 * value)) for value in config.mean)
+    # Lanczos exists for resizing only.
+    geometric = "bicubic" if config.interpolation == "lanczos" else config.interpolation
+    return randaugment.parse(config.rand_augment)(
+        image,
+        rng,
+        fill=mean if config.channels == 3 else mean[0],
+        resample=Image.Resampling[geometric.upper()],
+    )
+
+
+def _affine(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    return random_affine(
+        _whole(image, config),
+        rng,
+        shift=config.affine_shift,
+        scale=config.affine_scale,
+        degrees=config.affine_degrees,
+        resample=_resample(config),
+    )
+
+
+def _resample(config: DataConfig) -> int:
+    return Image.Resampling[config.interpolation.upper()]
