@@ -1,0 +1,108 @@
+"""The diversity score of "Beyond Attentive Tokens" (CVPR 2023), per block, over a data set.
+
+`r(Z) = ||Z - 1 z^T||` in the entrywise l1 norm, with z the token of Z that minimises it:
+`min_i sum_n sum_c |Z_nc - Z_ic|`. It is 0 where all tokens are equal.
+
+    python -m tdm_jax.diversity --models=deit_small.pth --methods=topk,evit,tdm --data=folder \
+        --data_dir=/data/imagenet --output=diversity
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from tdm_jax import data, partition
+from tdm_jax.augment import normalise
+from tdm_jax.data import DataConfig
+from tdm_jax.tokens import TokenState
+from tdm_jax.vit import Block, VisionTransformer
+
+
+def diversity(
+    tokens: Float[Array, "b n d"],
+    valid: Float[Array, "b n"] | None = None,
+    *,
+    chunk: int = 16,
+) -> Float[Array, " b"]:
+    """The diversity score r(Z) of each image's tokens, exact for any n.
+
+    Args:
+      tokens: Z.
+      valid: 0 for empty slots, which neither count nor may be the minimiser; None where all count.
+      chunk: candidates for z at a time; memory grows with b · chunk · n · d, not with n².
+
+    Returns:
+      r(Z) in float32.
+    """
+    tokens = tokens.astype(jnp.float32)
+
+    def one(z: Float[Array, "n d"], weight: Float[Array, " n"]) -> Float[Array, ""]:
+        def distance(candidate: Float[Array, " d"]) -> Float[Array, ""]:
+            return (jnp.abs(z - candidate).sum(axis=-1) * weight).sum()
+
+        scores = jax.lax.map(distance, z, batch_size=min(chunk, z.shape[0]))
+        return jnp.where(weight > 0, scores, jnp.inf).min()
+
+    weight = jnp.ones(tokens.shape[:2]) if valid is None else (valid > 0).astype(jnp.float32)
+    return jax.vmap(one)(tokens, weight)
+
+
+def block_diversity(
+    model: VisionTransformer, params: PyTree, images: Float[Array, "b h w c"], *, chunk: int = 16
+) -> Float[Array, "b depth"]:
+    """r(Z) of the patch tokens that leave each block."""
+    _, captured = model.apply(
+        params,
+        images,
+        capture_intermediates=lambda module, _: isinstance(module, Block),
+        mutable=["intermediates"],
+    )
+    blocks = captured["intermediates"]
+    scores = []
+    for layer in range(model.depth):
+        (state,) = blocks[f"blocks_{layer}"]["__call__"]
+        assert isinstance(state, TokenState)
+        scores.append(diversity(state.tokens, state.valid, chunk=chunk))
+    return jnp.stack(scores, axis=1)
+
+
+def mean_diversity(
+    model: VisionTransformer,
+    params: PyTree,
+    source: DataConfig,
+    *,
+    split: str = "validation",
+    limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, " depth"]:
+    """The mean over a data set of r(Z) after each block.
+
+    Args:
+      model: with its reducer.
+      params: its parameters.
+      source: the data.
+      split: "validation" or "train".
+      limit: how many batches to read; None for all.
+      mesh: devices that share a batch; None for all there are.
+    """
+    mesh = partition.make_mesh(partition.MeshConfig()) if mesh is None else mesh
+    sharding, whole = partition.batch_sharding(mesh), partition.replicated(mesh)
+
+    @functools.partial(jax.jit, in_shardings=(whole, sharding), out_shardings=whole)
+    def sums(params: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
+        scores = block_diversity(model, params, normalise(batch["image"], source.mean, source.std))
+        real = batch["mask"].astype(jnp.float32)
+        return (scores * real[:, None]).sum(axis=0), real.sum()
+
+    total, count = np.zeros(model.depth), 0.0
+    for step, batch in enumerate(data.eval_batches(source, split)):
+        if step == limit:
+            break
+        score, images = jax.device_get(sums(params, partition.place_batch(mesh, batch)))
+        total += score
+        count += float(images)
+    return total / max(count, 1.0)

@@ -1,0 +1,91 @@
+"""The diversity score against a loop, and what is scored in a network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax import create_model, data, diversity
+from tdm_jax.diversity import block_diversity, mean_diversity
+
+
+def loop(z):
+    """The definition, token by token."""
+    return min(sum(np.abs(other - own).sum() for other in z) for own in z)
+
+
+@pytest.mark.parametrize(("n", "chunk"), [(1, 4), (7, 4), (8, 4), (23, 5), (23, 100)])
+def test_score_is_that_of_a_loop(n, chunk):
+    z = np.random.default_rng(n).normal(size=(3, n, 11)).astype(np.float32) * 3 + 1
+    expected = [loop(image.astype(np.float64)) for image in z]
+    np.testing.assert_allclose(
+        diversity.diversity(jnp.asarray(z), chunk=chunk), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_equal_tokens_have_no_diversity_and_scale_is_kept():
+    z = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (2, 1, 8)), (2, 9, 8))
+    np.testing.assert_array_equal(diversity.diversity(z), np.zeros(2))
+    z = jax.random.normal(jax.random.key(1), (2, 9, 8))
+    np.testing.assert_allclose(diversity.diversity(4 * z), 4 * diversity.diversity(z), rtol=1e-6)
+
+
+def test_empty_slots_do_not_count():
+    z = jax.random.normal(jax.random.key(0), (2, 10, 8))
+    padded = jnp.concatenate([z, jnp.full((2, 3, 8), 0.1)], axis=1)
+    valid = jnp.concatenate([jnp.ones((2, 10)), jnp.zeros((2, 3))], axis=1)
+    np.testing.assert_allclose(
+        diversity.diversity(padded, valid), diversity.diversity(z), rtol=1e-6
+    )
+
+
+def test_no_array_holds_all_pairs():
+    n, d, chunk = 512, 64, 4
+    compiled = (
+        jax.jit(lambda z: diversity.diversity(z, chunk=chunk))
+        .lower(jax.ShapeDtypeStruct((1, n, d), jnp.float32))
+        .compile()
+    )
+    all_pairs = 4 * n * n * d
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 4 * chunk * n * d < all_pairs / 8
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = create_model(
+        "vit",
+        "topk",
+        0.5,
+        layers=(1,),
+        image_size=28,
+        patch_size=7,
+        in_channels=1,
+        width=32,
+        depth=3,
+        num_heads=2,
+        num_classes=10,
+    )
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+
+
+def test_patch_tokens_that_leave_each_block_are_scored(tiny):
+    model, params = tiny
+    images = jax.random.normal(jax.random.key(2), (2, 28, 28, 1))
+    scores = jax.jit(lambda p, x: block_diversity(model, p, x))(params, images)
+    assert scores.shape == (2, 3)
+    # The last block's tokens, without the final norm: a model without norm weights shows them.
+    _, info = model.apply(params, images, return_info=True)
+    assert info.tokens == (16, 8, 8)
+    _, captured = model.apply(params, images, capture_intermediates=True)
+    last = captured["intermediates"]["blocks_2"]["__call__"][0].tokens
+    np.testing.assert_allclose(scores[:, 2], [loop(np.asarray(z)) for z in last], rtol=1e-5)
+
+
+def test_mean_over_a_data_set_counts_each_image_once(tiny):
+    model, params = tiny
+    source = data.make_config(name="digits", eval_batch_size=200)
+    means = mean_diversity(model, params, source)
+    other = mean_diversity(model, params, data.make_config(name="digits", eval_batch_size=256))
+    assert means.shape == (3,)
+    np.testing.assert_allclose(means, other, rtol=1e-5)
+    assert (mean_diversity(model, params, source, limit=1) != means).all()
