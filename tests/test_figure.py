@@ -153,6 +153,7 @@ def test_bad_figures_are_one_line(panels, change, message):
 def test_masked_patches_reach_the_file(tmp_path, panels):
     laid_out = figure(panels, cell=32)
     save(laid_out, tmp_path / "a.png")
-    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    with Image.open(tmp_path / "a.png") as image:
+        picture = np.asarray(image.convert("RGB")).astype(int)
     x, y, _ = laid_out.drawings[1]
     assert np.abs(picture[y + 24 : y + 32, x : x + 32] - MASK).max() < 35

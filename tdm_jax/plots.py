@@ -1,0 +1,359 @@
+"""Plots of results: accuracy against keep rate, FLOPs, throughput and diversity.
+
+Rows are those of `tables`: flat mappings with `method`, `keep_rate`, `top1_percent`, `macs`,
+`images_per_second`, `diversity`, and perhaps `model`, `training`, `top1_spread` and
+`images_per_second_quartiles`. A row without a keep rate is a reference, the unreduced model as a
+rule. Methods differ in colour and marker and are named at their lines: no legend has to be matched,
+nor colours told apart.
+
+Needs matplotlib, the extra `viz`.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tdm_jax import palette
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.files import replacing
+from tdm_jax.tables import Row, known
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Yellow is left out: on white it has no contrast.
+_COLOURS = (
+    palette.BLUE,
+    palette.VERMILLION,
+    palette.GREEN,
+    palette.PURPLE,
+    palette.ORANGE,
+    palette.SKY,
+    palette.mix(palette.INK, palette.PAPER, 0.25),
+)
+_MARKERS = "osD^vPX<>"
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+_INK, _QUIET, _FAINT = (
+    palette.hex_code(palette.mix(palette.INK, palette.PAPER, share)) for share in (0, 0.4, 0.85)
+)
+
+
+class Axis(NamedTuple):
+    """What stands on the horizontal axis.
+
+    Attributes:
+      key: of the row.
+      label: with its unit, and which way is better.
+      scale: what a value is divided by.
+      better: 1 if more is better, -1 if less is, 0 if it is no cost.
+      spread: key of the low and the high end of the value.
+      reverse: whether values fall from left to right, so that reduction grows.
+    """
+
+    key: str
+    label: str
+    scale: float = 1.0
+    better: int = 0
+    spread: str = ""
+    reverse: bool = False
+
+
+# Reduction grows from left to right, and the best place is the top right corner.
+AXES: dict[str, Axis] = {
+    "keep_rate": Axis("keep_rate", "Keep rate", reverse=True),
+    "flops": Axis("macs", "Multiply-adds per image (G), fewer →", 1e9, -1, reverse=True),
+    "throughput": Axis(
+        "images_per_second", "Images per second, more →", 1.0, 1, "images_per_second_quartiles"
+    ),
+    "diversity": Axis("diversity", "Diversity score r(Z)", reverse=True),
+}
+
+
+class Look(NamedTuple):
+    """How a line is drawn."""
+
+    colour: str
+    label_colour: str
+    marker: str
+    dash: Any
+
+    @classmethod
+    def of(cls, index: int) -> "Look":
+        """Of the index-th line; the first seven differ in colour, 63 in colour and marker."""
+        rgb = _COLOURS[index % len(_COLOURS)]
+        return cls(
+            palette.hex_code(rgb),
+            # Text needs more contrast than a line.
+            palette.hex_code(palette.mix(rgb, palette.INK, 0.35)),
+            _MARKERS[index % len(_MARKERS)],
+            _DASHES[index // len(_COLOURS) % len(_DASHES)],
+        )
+
+
+class Point(NamedTuple):
+    """One row on a plot."""
+
+    x: float
+    y: float
+    keep_rate: float | None = None
+    x_error: tuple[float, float] = (0.0, 0.0)
+    y_error: float = 0.0
+
+
+def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
+    """Plots accuracy against something, a line for each method.
+
+    Where the horizontal axis is a cost, the Pareto front of all rows lies behind the lines: the
+    rows that no other beats in accuracy at no more cost. Its points show their keep rates.
+
+    Args:
+      rows: see above; those that lack the accuracy or the horizontal value are left out.
+      against: one of `AXES`.
+      title: "" for none.
+
+    Returns:
+      A matplotlib figure; see `save`.
+
+    Raises:
+      InputError: no such axis, no row with both values, or matplotlib is not installed.
+    """
+    if against not in AXES:
+        raise unknown("axis", against, AXES)
+    axis = AXES[against]
+    lines, references = _collect(rows, axis)
+    if not lines and not references:
+        raise InputError(f"plot: expected rows with top1_percent and {axis.key}; got none")
+    figure = _figure()
+    axes = figure.add_subplot()
+    _frame(axes, axis, title)
+    ends = []
+    for name, (look, points) in lines.items():
+        _draw_line(axes, points, look)
+        ends.append((name, points[-1], look.label_colour))
+    for name, point in references.items():
+        _draw_reference(axes, point)
+        ends.append((f"{name} {point.y:.1f}", point, _INK))
+    if axis.better:
+        points = [point for _, line in lines.values() for point in line]
+        _draw_front(axes, pareto_front([*points, *references.values()], axis.better))
+    _name_ends(axes, ends)
+    return figure
+
+
+def pareto_front(points: Sequence[Point], better: int) -> list[Point]:
+    """The points that no other beats in one coordinate without losing in the other.
+
+    Args:
+      points: more of y is better.
+      better: 1 if more of x is better too, -1 if less is.
+
+    Returns:
+      The front, from the best x to the best y.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (-better * p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def save(figure: "Figure", path: str | Path) -> None:
+    """Writes a plot, whole or not at all; the same rows give the same file.
+
+    Raises:
+      InputError: the suffix is neither .png nor .svg, or nothing can be written there.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"cannot write {path}: expected a name that ends in .png or .svg")
+    import matplotlib
+
+    stable = {"svg.fonttype": "none", "svg.hashsalt": "tdm_jax"}
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    with replacing(path) as beside, matplotlib.rc_context(stable):
+        figure.savefig(beside, dpi=200, metadata=metadata)
+
+
+def _collect(
+    rows: Sequence[Row], axis: Axis
+) -> tuple[dict[str, tuple[Look, list[Point]]], dict[str, Point]]:
+    """Lines by name, each from left to right, and references by name."""
+    several = len({row.get("model") for row in rows}) > 1
+    names = [_name(row, several) for row in rows]
+    # A method looks the same on every plot of the same rows, whatever a row lacks.
+    ranks = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
+    looks = {name: Look.of(i) for i, name in enumerate(ranks)}
+    lines: dict[str, tuple[Look, list[Point]]] = {}
+    references: dict[str, Point] = {}
+    for name, row in zip(names, rows, strict=True):
+        if _has(row, "keep_rate", "top1_percent", axis.key):
+            lines.setdefault(name, (looks[name], []))[1].append(_point(row, axis))
+        elif _is_reference(row, axis):
+            references[name] = _point(row, axis)
+    for _, points in lines.values():
+        points.sort(key=lambda p: p.x, reverse=axis.reverse)
+    return lines, references
+
+
+def _is_reference(row: Row, axis: Axis) -> bool:
+    # Against the keep rate, which it does not have, a reference is a level.
+    is_level = axis.key == "keep_rate"
+    return not _has(row, "keep_rate") and _has(row, "top1_percent", *[axis.key] * (not is_level))
+
+
+def _has(row: Row, *keys: str) -> bool:
+    return all(known(row.get(key)) for key in keys)
+
+
+def _name(row: Row, with_model: bool) -> str:
+    parts = [row.get("model") if with_model else None, row.get("method"), row.get("training")]
+    return " ".join(str(part) for part in parts if known(part))
+
+
+def _point(row: Row, axis: Axis) -> Point:
+    x = low = high = math.nan
+    if _has(row, axis.key):
+        # One keep rate a stage: their mean stands for them.
+        x = low = high = float(np.mean(row[axis.key])) / axis.scale
+    if axis.spread and _has(row, axis.spread):
+        low, high = (float(end) / axis.scale for end in row[axis.spread])
+    return Point(
+        x,
+        float(row["top1_percent"]),
+        float(np.mean(row["keep_rate"])) if _has(row, "keep_rate") else None,
+        (max(0.0, x - low), max(0.0, high - x)),
+        float(row["top1_spread"]) if _has(row, "top1_spread") else 0.0,
+    )
+
+
+def _figure() -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("plots need matplotlib; expected pip install 'tdm_jax[viz]'") from error
+    return Figure(figsize=(7.2, 4.4), layout="constrained", facecolor="white")
+
+
+def _frame(axes: "Axes", axis: Axis, title: str) -> None:
+    axes.set_xlabel(axis.label, color=_INK, loc="left")
+    axes.set_ylabel("Top-1 accuracy (%)", color=_INK)
+    if title:
+        axes.set_title(title, loc="left", color=_INK, fontweight="bold", parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_QUIET)
+    axes.tick_params(colors=_QUIET)
+    axes.grid(color=_FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    if axis.reverse:
+        axes.invert_xaxis()
+
+
+def _draw_line(axes: "Axes", points: Sequence[Point], look: Look) -> None:
+    x_errors = np.array([p.x_error for p in points]).T
+    y_errors = np.array([p.y_error for p in points])
+    axes.errorbar(
+        [p.x for p in points],
+        [p.y for p in points],
+        xerr=x_errors if x_errors.any() else None,
+        yerr=y_errors if y_errors.any() else None,
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.dash,
+        linewidth=1.8,
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1,
+        capsize=2,
+        zorder=3,
+    )
+
+
+def _draw_reference(axes: "Axes", point: Point) -> None:
+    if math.isnan(point.x):
+        axes.axhline(point.y, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
+    else:
+        axes.plot(point.x, point.y, "*", ms=13, color=_INK, markeredgecolor="white", zorder=4)
+
+
+def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
+    axes.plot(
+        [p.x for p in front],
+        [p.y for p in front],
+        color=_FAINT,
+        linewidth=9,
+        solid_capstyle="round",
+        solid_joinstyle="round",
+        zorder=1,
+        label="Pareto front, with keep rates",
+    )
+    axes.legend(
+        frameon=False, loc="upper right", bbox_to_anchor=(1, -0.08), fontsize=9, labelcolor=_QUIET
+    )
+    width = abs(float(np.ptp(axes.get_xlim())))
+    last = math.inf
+    for point in front:
+        if point.keep_rate is not None and abs(point.x - last) > 0.04 * width:
+            last = point.x
+            axes.annotate(
+                f"{point.keep_rate:.2g}",
+                (point.x, point.y),
+                (0, 9),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=_QUIET,
+            )
+
+
+def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
+    """Names the lines at the right of the plot, where they do not overlap."""
+    low, high = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    heights = spread_out([(point.y - low) / (high - low) for _, point, _ in ends], 0.06)
+    for (name, point, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            (right if math.isnan(point.x) else point.x, point.y),
+            (1.04, height),
+            textcoords="axes fraction",
+            color=colour,
+            fontweight="bold",
+            va="center",
+            parse_math=False,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.7,
+                "alpha": 0.6,
+                "shrinkA": 2,
+                "shrinkB": 6,
+            },
+        )
+
+
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
+    """Moves heights apart until each is `gap` from the next, in their order, by little.
+
+    Neighbours that must give way keep their mean; all stays within [0, 1] while there is room.
+    """
+    order = sorted(range(len(heights)), key=lambda i: (heights[i], i))
+    # With i gaps taken from the i-th, "apart" reads "ascending": isotonic regression, by pooling.
+    blocks: list[list[float]] = []  # [sum, count]
+    for place, i in enumerate(order):
+        blocks.append([heights[i] - place * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    flat = [total / count for total, count in blocks for _ in range(int(count))]
+    top = 1 - (len(heights) - 1) * gap
+    placed = [0.0] * len(heights)
+    for place, i in enumerate(order):
+        placed[i] = max(0.0, min(flat[place], top)) + place * gap
+    return placed
