@@ -1,0 +1,170 @@
+"""The whole road on embedded data: `python -m tdm_jax.demo`, or `make demo`.
+
+Trains a small DeiT on handwritten digits, thins its tokens out off the shelf and after a short
+fine-tuning, shows that a PyTorch-named export says the same, and compares. Two CPU cores need about
+five minutes. `--output` gets `comparison.md` (.csv, .json), plots, `tokens.png` (.svg) and the
+trained models; a second run continues where the first was stopped.
+
+The digits are 8 x 8 pixels: they show that everything works, and nothing about ImageNet.
+"""
+
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import PyTree
+from ml_collections import ConfigDict, config_flags
+
+from tdm_jax import checkpoint, cli, compare, data, figure, machine, plots, tables
+from tdm_jax.augment import normalise
+from tdm_jax.contenders import BASELINE, Contender
+from tdm_jax.data import DataConfig
+from tdm_jax.errors import InputError
+from tdm_jax.experiment import data_config
+from tdm_jax.figure import Panel
+from tdm_jax.pictures import SourceMap
+from tdm_jax.reduction import make_reducer
+from tdm_jax.settings import parse
+from tdm_jax.throughput import Timing
+from tdm_jax.train import train_and_evaluate
+from tdm_jax.vit import VisionTransformer
+
+METHODS = ("random", "evit", "tdm")
+KEEP_RATES = (0.7, 0.5)
+NAME = "DeiT, digits"
+FINE_TUNING_EPOCHS = 4.0
+
+
+def demo(config: ConfigDict, output: Path) -> str:
+    """Runs everything and writes all results below `output`.
+
+    Args:
+      config: of the training without reduction, see `configs/digits.py`.
+      output: a folder, made if it does not exist.
+
+    Returns:
+      The comparison as Markdown.
+
+    Raises:
+      InputError: the configuration cannot be, or `output` holds runs of another one.
+    """
+    _say("training without reduction")
+    runs = output / "runs"
+    train_and_evaluate(config, runs / BASELINE)
+    trained = runs / BASELINE / "model"
+    model, params = checkpoint.load_pretrained(trained)
+    contenders = [Contender(NAME, BASELINE, None, model, params)]
+    for method, keep_rate in itertools.product(METHODS, KEEP_RATES):
+        _say(f"fine-tuning with {method} at keep rate {keep_rate}")
+        workdir = runs / f"{method}-{keep_rate}"
+        train_and_evaluate(fine_tuning(config, trained, method, keep_rate), workdir)
+        reducer = make_reducer(method, keep_rate=keep_rate, layers=config.reducer.layers)
+        _, tuned = checkpoint.load_pretrained(workdir / "model")
+        reduced = model.clone(reducer=reducer)
+        for training, weights in (("off the shelf", params), ("fine-tuned", tuned)):
+            contenders.append(Contender(NAME, method, keep_rate, reduced, weights, training))
+
+    source = data_config(parse(config))
+    _say("evaluating and measuring")
+    rows = compare.compare(
+        contenders, source=source, timing=Timing(rounds=15), batch_size=64, note=_say
+    )
+    records = [row.record() for row in rows]
+    same = round_trip(output / "digits_timm.safetensors", model, params, source)
+    about = {"machine": machine.describe(), "note": "one seed; digits are no evidence for ImageNet"}
+    tables.write(records, output / "comparison", about=about)
+    for against in ("keep_rate", "flops", "throughput"):
+        plot = plots.plot([r for r in records if r["training"] != "off the shelf"], against, NAME)
+        plots.save(plot, output / f"accuracy-{against}.png")
+    picture = tokens(contenders[-1].model, contenders[-1].params, source)
+    figure.save(picture, output / "tokens.png")
+    figure.save(picture, output / "tokens.svg")
+    return "\n".join([tables.markdown(records), same, machine.line(about["machine"])])
+
+
+def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float) -> ConfigDict:
+    """The configuration that adapts trained weights to a method in a few epochs."""
+    config = ConfigDict(config.to_dict())
+    config.init_from = str(trained)
+    config.epochs = FINE_TUNING_EPOCHS
+    config.optim.learning_rate = config.optim.learning_rate / 4
+    config.optim.warmup_epochs = 0.0
+    config.eval.every_epochs = 0.0
+    config.checkpoint.every_epochs = 0.0
+    config.reducer = ConfigDict(
+        {"name": method, "keep_rate": keep_rate, "layers": tuple(config.reducer.layers)}
+    )
+    return config
+
+
+def round_trip(path: Path, model: VisionTransformer, params: PyTree, source: DataConfig) -> str:
+    """Exports to a timm-named file, reads that back, and says what the copy achieves.
+
+    Raises:
+      RuntimeError: the copy's accuracy is another.
+    """
+    checkpoint.save_safetensors(path, model, params, overwrite=True)
+    copy, copied = checkpoint.load_pretrained(path)
+    entries = [
+        Contender(NAME, BASELINE, None, model, params),
+        Contender(NAME, BASELINE, None, copy, copied, path.name),
+    ]
+    ours, theirs = compare.accuracies(entries, source)
+    if ours != theirs:
+        raise RuntimeError(f"{path} has {theirs}% top-1, the model it was made of {ours}%")
+    return f"Exported to {path.name} with timm's names and read back: {theirs:.2f}% top-1, the same."
+
+
+def tokens(model: VisionTransformer, params: PyTree, source: DataConfig) -> figure.Figure:
+    """One test image of each class and what becomes of its patches, stage by stage."""
+    batch = next(iter(data.eval_batches(source, "validation")))
+    first = [int(np.argmax(batch["label"] == label)) for label in range(model.num_classes)]
+    images = batch["image"][first]
+    logits, info = jax.jit(lambda p, x: model.apply(p, x, return_info=True))(
+        params, jnp.asarray(normalise(images, source.mean, source.std))
+    )
+    grid = model.shape.grid
+    panels = []
+    for i, image in enumerate(images):
+        final = SourceMap.of(info.stages[-1], i, grid)
+        panels.append(
+            [
+                Panel(image, caption=f"label {batch['label'][first[i]]}"),
+                *(
+                    Panel(image, SourceMap.of(stage, i, grid), caption=f"{stage.size.shape[1]} tokens")
+                    for stage in info.stages
+                ),
+                Panel(image, final, "importance"),
+                Panel(image, final, "diversity", caption=f"says {int(logits[i].argmax())}"),
+            ]
+        )
+    stages = [f"after block {stage.layer + 1}" for stage in info.stages]
+    columns = ["image", *stages, "importance only", "groups only"]
+    return figure.figure(panels, columns, title="What TDM keeps, matches and clusters", cell=112)
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", "configs/digits.py", "The training to start from.")
+    flags.DEFINE_string("output", "demo_output", "Folder for all results.")
+
+
+def main() -> None:
+    """The command."""
+    output = Path(flags.FLAGS.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output must be a folder; got the file {output}")
+    table = demo(flags.FLAGS.config, output)
+    print(f"\n{table}\n\nWritten to {output}/")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
