@@ -1,6 +1,7 @@
 """From checked settings to all that a training run is made of, before anything is compiled."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from tdm_jax import data, optim
-from tdm_jax.checkpoint import load_pretrained
+from tdm_jax.checkpoint import describe, load_pretrained
+from tdm_jax.checkpoint.store import is_saved_model
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.keep_rate import Phase, phases
@@ -111,9 +113,7 @@ def make_model(settings: Settings, source: DataConfig) -> VisionTransformer:
     """The model, for the image size, channels and classes of its data."""
     given = dict(settings.model)
     if "dtype" in given:
-        if given["dtype"] not in DTYPES:
-            raise unknown("model.dtype", given["dtype"], DTYPES)
-        given["dtype"] = DTYPES[given["dtype"]]
+        given["dtype"] = _dtype(given["dtype"])
     of_data = {
         "image_size": source.image_size,
         "in_channels": source.channels,
@@ -139,23 +139,49 @@ def reducer_of(given: dict[str, Any]) -> Reducer:
     return make_reducer(**chosen)
 
 
-def model_config(model: VisionTransformer) -> dict[str, Any]:
-    """Keyword arguments of `create_model` that describe the weights of `model`, for JSON."""
-    about_training = ("dtype", "remat", "drop_path", "reducer", "parent", "name")
-    fields = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in about_training
-    }
-    return {"name": "vit", **fields}
+def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
+    """The parameters of `settings.init_from`, on the default device.
+
+    Raises:
+      InputError: the checkpoint is unreadable, or of another model.
+    """
+    loaded, params = load_pretrained(
+        trained_model(settings.init_from),
+        model.reducer,
+        num_classes=model.num_classes,
+        image_size=model.image_size,
+        reset_head=settings.reset_head,
+    )
+    theirs, mine = describe(loaded), describe(model)
+    other = [
+        f"{key} {theirs[key]}, expected {mine[key]}" for key in mine if theirs[key] != mine[key]
+    ]
+    if other:
+        raise InputError(f"{settings.init_from} is another model: got {'; '.join(other)}")
+    return params
 
 
 def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
-    """The teacher and its parameters; (None, None) without distillation."""
+    """The teacher, unreduced, and its parameters; (None, None) without distillation."""
     path = settings.distill.teacher
     if not path:
         return None, None
-    return load_pretrained(settings.init_from if path == "init_from" else path)
+    if path == "init_from":
+        path = settings.init_from
+    dtype = {"dtype": _dtype(settings.model["dtype"])} if "dtype" in settings.model else {}
+    return load_pretrained(trained_model(path), "none", **dtype)
+
+
+def trained_model(path: str) -> Path:
+    """Where the weights lie: in `model/` of a training's working directory, else at `path`."""
+    inside = Path(path) / "model"
+    return inside if is_saved_model(inside) else Path(path)
+
+
+def _dtype(name: str) -> Any:
+    if name not in DTYPES:
+        raise unknown("model.dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 def _init(model: VisionTransformer, seed: int) -> PyTree:

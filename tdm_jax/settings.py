@@ -60,6 +60,7 @@ class Settings:
       data: keys of `data.DataConfig`; the seed is that of the experiment unless given there.
       init_from: checkpoint that training starts from (anything `load_pretrained` reads); "" starts
         from random weights.
+      reset_head: start with a fresh head, for another number of classes than the checkpoint's.
       seed: root of all randomness: weights, steps, data.
       accumulate: parts that a batch is computed in, one after another.
       epochs: length of the training.
@@ -79,6 +80,7 @@ class Settings:
     reducer: dict
     data: dict
     init_from: str = ""
+    reset_head: bool = False
     seed: int = 0
     accumulate: int = 1
     epochs: float = 300.0
@@ -94,6 +96,8 @@ class Settings:
     profile_steps: tuple = ()
 
     def __post_init__(self) -> None:
+        if self.distill.teacher == "init_from" and not self.init_from:
+            raise InputError("distill.teacher is 'init_from', but init_from is empty")
         for name in ("accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -19,10 +19,10 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
 from tdm_jax import cli, data, partition
-from tdm_jax.checkpoint.store import Store, save_model
+from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.experiment import Experiment, load_teacher, make_experiment, model_config
+from tdm_jax.experiment import Experiment, initial_params, load_teacher, make_experiment
 from tdm_jax.files import write_text
 from tdm_jax.keep_rate import at_keep_rate
 from tdm_jax.preemption import Preemption
@@ -167,7 +167,7 @@ class _Run:
         if not experiment.settings.init_from:
             start = lambda: init_state(experiment.recipe, experiment.random_params())  # noqa: E731
             return jax.jit(start, out_shardings=self.shardings)()
-        params = initial_params(experiment)
+        params = initial_params(experiment.settings, experiment.model)
         start = jax.jit(
             functools.partial(init_state, experiment.recipe), out_shardings=self.shardings
         )
@@ -229,7 +229,7 @@ class _Run:
     def _finish(self, result: dict[str, float]) -> None:
         """Writes the trained model and the result, each whole or not at all."""
         whole = jax.jit(lambda tree: tree, out_shardings=partition.replicated(self.mesh))
-        config = model_config(self.experiment.model)
+        config = describe(self.experiment.model)
         save_model(self.workdir / "model", config, whole(self.state.params), overwrite=True)
         if self.experiment.recipe.ema_decay > 0.0:
             save_model(self.workdir / "model_ema", config, whole(self.state.ema), overwrite=True)

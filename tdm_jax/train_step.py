@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Lowered
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from tdm_jax import losses, metrics
@@ -86,7 +87,7 @@ def init_state(recipe: Recipe, params: PyTree) -> TrainState:
 def train_step(
     recipe: Recipe,
     state: TrainState,
-    batch: Mapping[str, Array],
+    batch: Mapping[str, ArrayLike],
     teacher_params: PyTree = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments a batch, and follows the gradient of its mean loss.
@@ -127,7 +128,7 @@ def train_step(
 
 
 def eval_step(
-    model: nn.Module, params: PyTree, batch: Mapping[str, Array], data: DataConfig
+    model: nn.Module, params: PyTree, batch: Mapping[str, ArrayLike], data: DataConfig
 ) -> Metrics:
     """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss."""
     logits = model.apply(params, normalise(batch["image"], data.mean, data.std))

@@ -1,0 +1,214 @@
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tdm_jax import partition
+from tdm_jax.data import make_config
+from tdm_jax.losses import DistillConfig
+from tdm_jax.models import create_model
+from tdm_jax.partition import MeshConfig
+from tdm_jax.train_step import (
+    Recipe,
+    eval_step,
+    init_state,
+    lower_eval_step,
+    lower_train_step,
+)
+from tdm_jax.train_step import train_step as _train_step
+
+train_step = jax.jit(_train_step, static_argnums=0)
+
+SIZE, CLASSES, BATCH = 16, 5, 16
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def make_model(reducer="none", **overrides):
+    sizes = {"image_size": SIZE, "patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}
+    settings = {"layers": (1, 2), "keep_rate": 0.5} if reducer != "none" else {}
+    return create_model("vit", reducer, **settings, num_classes=CLASSES, **sizes | overrides)
+
+
+def make_recipe(model=None, **changes):
+    data = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
+    source = make_config(
+        name="digits", image_size=SIZE, batch_size=BATCH, channels=3, mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        **data | changes.pop("data", {}),
+    )  # fmt: skip
+    schedule = optax.schedules.constant_schedule(1e-2)
+    recipe = Recipe(
+        model=model or make_model(drop_path=0.2),
+        optimizer=optax.adamw(schedule),
+        schedule=schedule,
+        data=source,
+        num_classes=CLASSES,
+        seed=3,
+    )
+    return dataclasses.replace(recipe, **changes)
+
+
+def random_params(model, seed=0):
+    return model.init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+def random_batch(seed=0, size=BATCH):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, size, dtype=np.int32),
+    }
+
+
+def run(recipe, mesh, steps=3, teacher=None):
+    state = init_state(recipe, random_params(recipe.model))
+    update = lower_train_step(recipe, mesh, state, teacher).compile()
+    state = jax.device_put(state, partition.state_shardings(mesh, state))
+    teacher = jax.device_put(teacher, partition.replicated(mesh))
+    values = []
+    for step in range(steps):
+        state, metrics = update(state, partition.place_batch(mesh, random_batch(step)), teacher)
+        values.append(jax.device_get(metrics))
+    return state, values
+
+
+def mesh_of(count, fsdp=1):
+    return partition.make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:count])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(make_recipe(), mesh_of(1))
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
+def test_the_number_of_devices_does_not_matter(devices, fsdp, one_device, monkeypatch):
+    monkeypatch.setattr(partition, "FSDP_MIN_SIZE", 1)
+    _, values = run(make_recipe(), mesh_of(devices, fsdp))
+    for mine, alone in zip(values, one_device[1], strict=True):
+        assert mine["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
+def test_training_follows_the_seed_and_the_step(one_device):
+    _, again = run(make_recipe(), mesh_of(1))
+    assert [v["loss"] for v in again] == [v["loss"] for v in one_device[1]]
+    _, other = run(make_recipe(seed=4), mesh_of(1), steps=1)
+    assert other[0]["loss"] != one_device[1][0]["loss"]
+    recipe = make_recipe()
+    state = init_state(recipe, random_params(recipe.model))
+    later = state.replace(step=state.step + 1)
+    first, second = (train_step(recipe, s, random_batch())[1]["loss"] for s in (state, later))
+    assert first != second
+
+
+def test_fsdp_splits_the_state(monkeypatch):
+    monkeypatch.setattr(partition, "FSDP_MIN_SIZE", 1)
+    state, _ = run(make_recipe(), mesh_of(8, fsdp=8), steps=1)
+    kernel = state.params["params"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    moment = optax.tree.get(state.opt_state, "mu")["params"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    for leaf in (kernel, moment):
+        assert leaf.addressable_shards[0].data.shape == (32, 16)
+
+
+@pytest.mark.parametrize("reducer", ["none", "evit", "tdm"])
+def test_data_parallel_training_only_reduces_gradients(reducer):
+    recipe = make_recipe(make_model(reducer, drop_path=0.2))
+    mesh = mesh_of(8)
+    params = random_params(recipe.model)
+    state = init_state(recipe, params)
+    text = lower_train_step(recipe, mesh, state).compile().as_text()
+    found = COLLECTIVE.findall(text)
+    assert {kind for _, kind in found} == {"all-reduce"}
+    # Every array that is reduced is a parameter's gradient, or the scalar of a metric. XLA may
+    # drop axes of length 1, flatten, or transpose, so the number of elements is what identifies it.
+    gradients = sorted(leaf.size for leaf in jax.tree.leaves(params))
+    reduced = [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for shapes, _ in found
+        for dims in re.findall(r"f32\[([\d,]*)\]", shapes)
+    ]
+    assert set(reduced) - {1} <= set(gradients)
+    assert sum(size for size in reduced if size > 1) == sum(gradients)
+
+
+@pytest.mark.parametrize("reducer", ["none", "evit", "tdm"])
+def test_evaluation_does_not_communicate_but_for_its_sums(reducer):
+    model = make_model(reducer)
+    recipe = make_recipe(model)
+    text = lower_eval_step(model, recipe.data, BATCH, mesh_of(8), random_params(model)).compile()
+    found = COLLECTIVE.findall(text.as_text())
+    assert {kind for _, kind in found} == {"all-reduce"}
+    assert all(not dims for shapes, _ in found for dims in re.findall(r"\[([\d,]*)\]", shapes))
+
+
+def test_accumulation_is_the_big_batch():
+    plain = make_recipe(make_model())
+    whole, first = run(plain, mesh_of(2), steps=2)
+    parts, second = run(dataclasses.replace(plain, accumulate=4), mesh_of(2), steps=2)
+    for mine, theirs in zip(first, second, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole.params, parts.params
+    )
+
+
+def test_the_average_follows_the_weights():
+    recipe = make_recipe(ema_decay=0.9)
+    state = init_state(recipe, random_params(recipe.model))
+    after, _ = train_step(recipe, state, random_batch())
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.params, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.ema, expected)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
+    recipe = make_recipe(make_model(dtype=jnp.bfloat16))
+    state = init_state(recipe, random_params(recipe.model))
+    text = train_step.lower(recipe, state, random_batch()).as_text()
+    products = re.findall(r"stablehlo\.dot_general.*-> tensor<[\dx]*x(\w+)>", text)
+    assert products.count("bf16") > 0.8 * len(products)
+    after, values = train_step(recipe, state, random_batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert values["loss"].dtype == jnp.float32
+
+
+def test_rematerialisation_changes_nothing_but_memory():
+    plain = make_model("tdm", drop_path=0.2)
+    _, without = run(make_recipe(plain), mesh_of(1), steps=2)
+    _, with_remat = run(make_recipe(plain.clone(remat=True)), mesh_of(1), steps=2)
+    for mine, theirs in zip(without, with_remat, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_teacher_weighs_in(kind, distilled):
+    model = make_model("tdm", distilled=distilled)
+    teacher = make_model()
+    config = DistillConfig(kind=kind, teacher="given", weight=0.25)
+    recipe = make_recipe(model, distill=config, teacher=teacher)
+    state = init_state(recipe, random_params(model))
+    _, values = train_step(recipe, state, random_batch(), random_params(teacher, seed=1))
+    expected = 0.75 * values["cross_entropy"] + 0.25 * values["distillation"]
+    assert values["loss"] == pytest.approx(expected, rel=1e-5)
+    assert values["distillation"] > 0.0
+
+
+def test_training_learns_a_batch_by_heart():
+    clean = {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "label_smoothing": 0.0}
+    recipe = make_recipe(make_model("tdm"), data=clean)
+    recipe = dataclasses.replace(recipe, optimizer=optax.adamw(3e-3))
+    state = init_state(recipe, random_params(recipe.model))
+    batch = random_batch()
+    for _ in range(60):
+        state, values = train_step(recipe, state, batch)
+    assert values["loss"] < 0.1
+    masked = batch | {"mask": np.ones(BATCH, np.float32)}
+    sums = eval_step(recipe.model, state.params, masked, recipe.data)
+    assert sums["top1"] == BATCH
