@@ -25,7 +25,6 @@ from tdm_jax.contenders import Contender, with_baselines
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.files import write_text
 from tdm_jax.throughput import Measurement, Timing
 from tdm_jax.vit import VisionTransformer
 
@@ -227,13 +226,12 @@ def main() -> None:
     )
     records = [row.record() for row in rows]
     about = machine.describe() | {"batch_size": given.batch_size, "dtype": given.dtype}
-    remark = f"Batches of {given.batch_size}, {given.dtype}. " if given.measure else ""
-    text = f"{tables.markdown(records)}\n{remark}{machine.line(about)}\n"
+    remark = machine.line(about)
+    if given.measure:
+        remark = f"Batches of {given.batch_size}, {given.dtype}. {remark}"
     if given.output:
-        stem = Path(given.output) / "comparison"
-        tables.write(records, stem, about)
-        write_text(f"{stem}.md", text)
-    print(text, end="")
+        tables.write(records, Path(given.output) / "comparison", about, remark=remark)
+    print(f"{tables.markdown(records)}\n{remark}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,27 @@
 
     python -m tdm_jax.diversity --models=deit_small.pth --methods=topk,evit,tdm --data=folder \
         --data_dir=/data/imagenet --output=diversity
+
+writes `diversity.md`, `.csv`, `.json` (with every block) and a plot of diversity against accuracy.
 """
 
 import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from tdm_jax import data, partition
+from tdm_jax import cli, compare, contenders, data, machine, partition, plots, tables
 from tdm_jax.augment import normalise
+from tdm_jax.contenders import Contender
 from tdm_jax.data import DataConfig
+from tdm_jax.errors import InputError
 from tdm_jax.tokens import TokenState
 from tdm_jax.vit import Block, VisionTransformer
 
@@ -106,3 +114,67 @@ def mean_diversity(
         total += score
         count += float(images)
     return total / max(count, 1.0)
+
+
+def diversity_rows(
+    entries: Sequence[Contender], source: DataConfig, *, block: int = -1, limit: int | None = None
+) -> list[dict[str, object]]:
+    """Rows of a comparison with the diversity of the tokens that leave each block.
+
+    Args:
+      entries: who takes part; the unreduced model is added.
+      source: the data, for accuracy and diversity.
+      block: whose tokens stand for a contender in `diversity`.
+      limit: batches that the diversity is averaged over; None for all.
+
+    Raises:
+      InputError: see `compare.compare`; or there is no such block.
+    """
+    for entry in entries:
+        if not -entry.model.depth <= block < entry.model.depth:
+            raise InputError(f"expected a block below {entry.model.depth}; got {block}")
+    rows = []
+    for row in compare.compare(entries, source=source):
+        one = row.contender
+        scores = mean_diversity(one.model, one.params, source, limit=limit)
+        rows.append(
+            row.record()
+            | {
+                "diversity": float(scores[block]),
+                "diversity_per_block": [float(score) for score in scores],
+                "tokens_per_block": [plan.out for plan in one.model.schedule],
+            }
+        )
+    return rows
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, so that programs may import several commands."""
+    contenders.define_flags()
+    flags.DEFINE_integer("block", -1, "Block whose tokens are plotted, from 0; -1 is the last.")
+    flags.DEFINE_integer("batches", None, "Batches that the diversity is averaged over.", 1)
+    flags.DEFINE_string("output", "", "Folder for the tables and the plot.")
+
+
+def main() -> None:
+    """The command."""
+    given = flags.FLAGS
+    entries = contenders.from_flags()
+    source = contenders.data_from_flags(entries[0].model)
+    if source is None:
+        raise InputError("diversity is measured on images; expected --data; got none")
+    print(f"scoring {len(entries)} contenders on {source.name}", file=sys.stderr, flush=True)
+    rows = diversity_rows(entries, source, block=given.block, limit=given.batches)
+    remark = machine.line(machine.describe())
+    if given.output:
+        stem = Path(given.output) / "diversity"
+        tables.write(rows, stem, machine.describe() | {"block": given.block}, remark=remark)
+        figure = plots.plot(rows, "diversity")
+        for suffix in (".svg", ".png"):
+            plots.save(figure, f"{stem}{suffix}")
+    print(f"{tables.markdown(rows)}\n{remark}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

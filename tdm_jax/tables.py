@@ -1,8 +1,8 @@
 """Tables of results, as the papers print them (Markdown) and in full (CSV, JSON).
 
-A row is a flat mapping. The keys that a table shows are those of `COLUMNS`, in base units: scalars,
-multiply-adds, images per second, percent. A missing value, None and NaN all mean "not known"; a
-column of which nothing is known is left out of the Markdown.
+A row is a flat mapping. The keys that a table shows are those of its columns (`COLUMNS` unless
+told), in base units: scalars, multiply-adds, images per second, percent. A missing value, None and
+NaN all mean "not known"; a column of which nothing is known is left out of the Markdown.
 """
 
 import csv
@@ -62,6 +62,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("flops_reduction_percent", "FLOPs ↓ (%)", lambda v: f"{v:.1f}"),
     Column("images_per_second", "img/s", significant, "images_per_second_quartiles"),
     Column("speedup", "Speed-up", lambda v: f"{v:.2f}×", "speedup_quartiles"),
+    Column("diversity", "Diversity", significant),
     Column("verdict", "Verdict", None),
 )
 
@@ -73,14 +74,18 @@ def known(value: Any) -> bool:
     return not (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> str:
     """A pipe table, its columns aligned in the source too.
+
+    Args:
+      rows: see the module's docstring.
+      columns: what to show, from left to right.
 
     Raises:
       InputError: there are no rows.
     """
     _check(rows)
-    columns = [c for c in COLUMNS if any(known(row.get(c.key)) for row in rows)]
+    columns = [c for c in columns if any(known(row.get(c.key)) for row in rows)]
     cells = [[_cell(row, column) for column in columns] for row in rows]
     headings = [column.heading for column in columns]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
@@ -159,18 +164,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write(rows: Sequence[Row], stem: str | Path, about: Mapping[str, Any] | None = None) -> None:
+def write(
+    rows: Sequence[Row],
+    stem: str | Path,
+    about: Mapping[str, Any] | None = None,
+    *,
+    columns: Sequence[Column] = COLUMNS,
+    remark: str = "",
+) -> None:
     """Writes `<stem>.md`, `<stem>.csv` and `<stem>.json`, each whole or not at all.
 
     Args:
       rows: see the module's docstring.
       stem: path without a suffix.
       about: what else should be kept with the rows, e.g. the machine; into the JSON only.
+      columns: of the Markdown.
+      remark: a line to stand below the Markdown.
 
     Raises:
       InputError: there are no rows, or nothing can be written there.
     """
-    texts = {".md": markdown(rows), ".csv": to_csv(rows), ".json": to_json(rows, about)}
+    below = f"\n{remark}\n" if remark else ""
+    texts = {
+        ".md": markdown(rows, columns) + below,
+        ".csv": to_csv(rows),
+        ".json": to_json(rows, about),
+    }
     for suffix, text in texts.items():
         write_text(f"{stem}{suffix}", text)
 

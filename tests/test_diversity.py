@@ -1,12 +1,16 @@
 """The diversity score against a loop, and what is scored in a network."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tdm_jax import create_model, data, diversity
-from tdm_jax.diversity import block_diversity, mean_diversity
+from tdm_jax.contenders import Contender
+from tdm_jax.diversity import block_diversity, diversity_rows, mean_diversity
+from tdm_jax.errors import InputError
 
 
 def loop(z):
@@ -73,10 +77,9 @@ def test_patch_tokens_that_leave_each_block_are_scored(tiny):
     images = jax.random.normal(jax.random.key(2), (2, 28, 28, 1))
     scores = jax.jit(lambda p, x: block_diversity(model, p, x))(params, images)
     assert scores.shape == (2, 3)
-    # The last block's tokens, without the final norm: a model without norm weights shows them.
-    _, info = model.apply(params, images, return_info=True)
-    assert info.tokens == (16, 8, 8)
-    _, captured = model.apply(params, images, capture_intermediates=True)
+    assert [block.out for block in model.schedule] == [16, 8, 8]
+    capture = functools.partial(model.apply, capture_intermediates=True)
+    _, captured = jax.jit(capture)(params, images)
     last = captured["intermediates"]["blocks_2"]["__call__"][0].tokens
     np.testing.assert_allclose(scores[:, 2], [loop(np.asarray(z)) for z in last], rtol=1e-5)
 
@@ -89,3 +92,18 @@ def test_mean_over_a_data_set_counts_each_image_once(tiny):
     assert means.shape == (3,)
     np.testing.assert_allclose(means, other, rtol=1e-5)
     assert (mean_diversity(model, params, source, limit=1) != means).all()
+
+
+def test_rows_have_the_unreduced_model_and_every_block(tiny):
+    entry = Contender("tiny", "topk", 0.5, *tiny)
+    source = data.make_config(name="digits", eval_batch_size=200)
+    rows = diversity_rows([entry], source, limit=1, block=1)
+    assert [row["method"] for row in rows] == ["none", "topk"]
+    assert rows[1]["tokens_per_block"] == [16, 8, 8]
+    for row in rows:
+        assert row["diversity"] == row["diversity_per_block"][1]
+    # Before the first stage nothing differs; after it fewer tokens leave less to sum up.
+    assert rows[1]["diversity_per_block"][0] == rows[0]["diversity_per_block"][0]
+    assert rows[1]["diversity"] < rows[0]["diversity"]
+    with pytest.raises(InputError, match="block below 3; got 3"):
+        diversity_rows([entry], source, block=3)

@@ -123,6 +123,15 @@ def test_write_makes_three_files(tmp_path):
     assert names == {"deit.v1.md", "deit.v1.csv", "deit.v1.json"}
 
 
+def test_a_table_of_other_columns_with_a_remark(tmp_path):
+    columns = (tables.Column("macs", "Multiply-adds", "{:,}".format),)
+    tables.write(ROWS, tmp_path / "costs", columns=columns, remark="For one image.")
+    lines = (tmp_path / "costs.md").read_text().splitlines()
+    assert cells(lines[0]) == ["Multiply-adds"]
+    assert cells(lines[2]) == ["4,603,567,752"]
+    assert lines[-2:] == ["", "For one image."]
+
+
 def test_no_rows_is_one_line_and_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="expected at least one row"):
         tables.write([], tmp_path / "table")
