@@ -1,8 +1,16 @@
 """Token reduction for vision transformers, with token decoupling and merging at its heart."""
 
+from tdm_jax.calibration import calibrate
 from tdm_jax.models import create_model
-from tdm_jax.reduction import make_reducer
+from tdm_jax.reduction import describe_reducer, make_reducer
 from tdm_jax.vit import VisionTransformer, unmerge
 
-__all__ = ["VisionTransformer", "create_model", "make_reducer", "unmerge"]
+__all__ = [
+    "VisionTransformer",
+    "calibrate",
+    "create_model",
+    "describe_reducer",
+    "make_reducer",
+    "unmerge",
+]
 __version__ = "0.1.0"

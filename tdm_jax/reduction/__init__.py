@@ -1,7 +1,7 @@
 """Token reduction methods behind one contract."""
 
 from tdm_jax.reduction.base import BlockPlan, Reducer, StageReducer, Step, ViTShape, plan
-from tdm_jax.reduction.registry import REDUCERS, make_reducer, names
+from tdm_jax.reduction.registry import REDUCERS, describe_reducer, make_reducer, names
 
 __all__ = [
     "REDUCERS",
@@ -10,6 +10,7 @@ __all__ = [
     "StageReducer",
     "Step",
     "ViTShape",
+    "describe_reducer",
     "make_reducer",
     "names",
     "plan",

@@ -3,8 +3,8 @@
 In the attention of blocks 3, 6 and 9 (from 0) a patch scores `sum_h A_h[cls, j] * ||v_hj||`, head
 by head, normalised over the patches. The cumulative score is a distribution over the patches in
 their order, and is sampled by inverse transform at fixed points: with
-`S = floor(keep_rate^(i+1) * p) + 1` at stage i, each of the S - 1 points `(2t + 1) / (2S)` picks the
-patch whose cumulative score is nearest. Points that pick the same patch count once, so an image
+`S = floor(keep_rate^(i+1) * p) + 1` at stage i, each of the S - 1 points `(2t + 1) / (2S)` picks
+the patch whose cumulative score is nearest. Points that pick the same patch count once, so an image
 with few important patches keeps fewer tokens. Survivors stay in index order; the others are keys
 and values of this attention one last time.
 
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape
+from tdm_jax.reduction.base import Attention, Reducer, StageReducer, Step, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.tokens import TokenState, inverse, take, top
 
@@ -48,6 +48,14 @@ class ATS(PruneReducer):
     def count(self, stage: int, n: int, patches: int) -> int:
         del n
         return self.of_start(stage, patches)
+
+    @property
+    def adaptive(self) -> bool:
+        # TDM's merger fills every slot.
+        return self.merger is None
+
+    def with_counts(self, counts: dict[int, int]) -> Reducer:
+        return dataclasses.replace(self, counts=tuple(counts[layer] for layer in sorted(counts)))
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         # Squares of the values; attention times norm in each head.

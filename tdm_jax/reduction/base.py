@@ -115,6 +115,19 @@ class Reducer:
     def check(self, shape: ViTShape) -> None:
         """Raises InputError if the method does not fit a transformer of this shape."""
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether images differ in how many tokens they keep."""
+        return False
+
+    def with_counts(self, counts: dict[int, int]) -> "Reducer":
+        """An adaptive method with as many slots for patch tokens as `counts` says.
+
+        Args:
+          counts: slots that leave each block which changes the source map (`acts`).
+        """
+        raise InputError(f"{type(self).__name__} keeps as many tokens of every image; got {counts}")
+
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         """Multiply-adds that the method itself adds to a block which `n` patch tokens reach.
 

@@ -5,12 +5,21 @@ from typing import Any
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.ats import ATS
+from tdm_jax.reduction.avit import AViT
 from tdm_jax.reduction.base import Reducer
+from tdm_jax.reduction.dpcknn import DPCKNN
+from tdm_jax.reduction.dyvit import DynamicViT
 from tdm_jax.reduction.evit import EViT
 from tdm_jax.reduction.evovit import EvoViT
+from tdm_jax.reduction.kmedoids import KMedoids
+from tdm_jax.reduction.patchmerger import PatchMerger
 from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.psvit import PSViT
 from tdm_jax.reduction.random import Random
+from tdm_jax.reduction.sinkhorn import Sinkhorn
+from tdm_jax.reduction.sit import SiT
 from tdm_jax.reduction.tdm import Merger
+from tdm_jax.reduction.tome import ToMe
 from tdm_jax.reduction.topk import TopK
 
 REDUCERS: dict[str, type[Reducer]] = {
@@ -18,8 +27,17 @@ REDUCERS: dict[str, type[Reducer]] = {
     "random": Random,
     "topk": TopK,
     "evit": EViT,
+    "tome": ToMe,
+    "dpcknn": DPCKNN,
+    "kmedoids": KMedoids,
+    "sinkhorn": Sinkhorn,
+    "patchmerger": PatchMerger,
+    "sit": SiT,
     "evovit": EvoViT,
     "ats": ATS,
+    "avit": AViT,
+    "psvit": PSViT,
+    "dyvit": DynamicViT,
 }
 
 # Where TDM's merger takes over the tokens that a method would drop.
@@ -45,11 +63,6 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     """
     if name not in names():
         raise unknown("reducer", name, names())
-    schedules = [key for key in ("keep_rate", "counts", "r") if settings.get(key) is not None]
-    if len(schedules) > 1:
-        raise InputError(
-            f"reducer {name!r}: expected one of keep_rate, counts and r; got {', '.join(schedules)}"
-        )
     kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
     merger = Merger if name == "tdm" or name.endswith(_MERGED) else None
     own = _settings(kind, exclude={"merger"})
@@ -64,9 +77,49 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
             of_merger.setdefault("fuse", True)
         arguments["merger"] = merger(**of_merger)
     try:
-        return kind(**arguments)
+        reducer = kind(**arguments)
     except TypeError as error:
         raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
+    schedules = [key for key in ("keep_rate", "counts", "r") if settings.get(key) is not None]
+    # An adaptive method's counts are slots for what its keep rate lets through.
+    if len(schedules) > 1 and not reducer.adaptive:
+        raise InputError(
+            f"reducer {name!r}: expected one of keep_rate, counts and r; got {', '.join(schedules)}"
+        )
+    return reducer
+
+
+def describe_reducer(reducer: Reducer) -> dict[str, Any]:
+    """What `make_reducer` takes to build the same reducer, as JSON can hold it.
+
+    Returns:
+      `name`, and the settings that differ from the method's defaults; calibrated counts are among
+      them.
+
+    Raises:
+      InputError: the method is in no table.
+    """
+    of_kind = [name for name, kind in REDUCERS.items() if kind is type(reducer)]
+    if not of_kind:
+        raise InputError(
+            f"{type(reducer).__name__} has no name; expected a method of the table: "
+            f"{', '.join(REDUCERS)}"
+        )
+    name, settings = of_kind[0], _changed(reducer)
+    merger = settings.pop("merger", None)
+    if merger is not None:
+        name = "tdm" if name == "topk" else name + _MERGED
+        settings |= _changed(merger)
+    return {"name": name, **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _changed(description: Any) -> dict[str, Any]:
+    values = {f.name: (getattr(description, f.name), f) for f in dataclasses.fields(description)}
+    return {name: value for name, (value, field) in values.items() if value != field.default}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _settings(kind: type, exclude: set[str] | None = None) -> set[str]:
