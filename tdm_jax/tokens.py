@@ -203,11 +203,21 @@ def pairwise_distance(
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+def nearest(distance: Float[Array, "b n n"], centres: Int[Array, "b m"]) -> Int[Array, "b n"]:
+    """For each token which of the centres, which are tokens themselves, is nearest to it.
+
+    A centre joins itself even where another has the same value, so no cluster is empty.
+    """
+    itself = centres[:, :, None] == jnp.arange(distance.shape[1])
+    return jnp.argmin(jnp.where(itself, -1.0, take(distance, centres)), axis=1)
+
+
 def cosine(x: Float[Array, "b n d"], y: Float[Array, "b m d"]) -> Float[Array, "b n m"]:
     """Cosine similarities in float32."""
-    x, y = (_unit(z.astype(jnp.float32)) for z in (x, y))
+    x, y = (unit(z.astype(jnp.float32)) for z in (x, y))
     return jnp.einsum("bnd,bmd->bnm", x, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Vectors of length 1."""
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

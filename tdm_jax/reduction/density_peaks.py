@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdm_jax.tokens import pairwise_distance, take, top
+from tdm_jax.tokens import nearest, pairwise_distance, top
 
 
 def density_peaks(
@@ -45,10 +45,7 @@ def density_peaks(
     separation = jnp.where(denser, distance, jnp.inf).min(axis=-1)
     separation = jnp.where(denser.any(axis=-1), separation, largest)
 
-    centres = top(density * separation, clusters)
-    to_centre = take(distance, centres)  # [b, clusters, n]
-    itself = centres[:, :, None] == jnp.arange(n)
-    return jnp.argmin(jnp.where(itself, -1.0, to_centre), axis=1)
+    return nearest(distance, top(density * separation, clusters))
 
 
 def density_peaks_macs(n: int, width: int) -> int:

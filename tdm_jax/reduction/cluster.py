@@ -1,0 +1,74 @@
+"""The family of methods that turn all tokens into a given number of clusters before a block.
+
+What they share: they stand before blocks 3, 6 and 9 (from 0), their counts go by the number of
+patches at the start (`floor(p * keep_rate^i)` after the i-th stage), and no token is dropped.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, Weights, plan
+from tdm_jax.reduction.original import import_stages, stage_name
+from tdm_jax.tokens import CLUSTER, TokenState, weighted_sum
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterReducer(StageReducer):
+    """Replaces the tokens by clusters of them."""
+
+    before: ClassVar[bool] = True
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del n
+        return self.of_start(stage, patches)
+
+
+def clustered(
+    state: TokenState, tokens: Float[Array, "b m d"], route: Int[Array, "b n"]
+) -> TokenState:
+    """The state made of clusters: their values, and the cluster that each old token joined."""
+    return state.become(tokens, route, jnp.full(tokens.shape[:2], CLUSTER))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftClusterReducer(ClusterReducer):
+    """Clusters that are learned weighted sums of all tokens.
+
+    For the source map a token belongs to the cluster that takes the largest share of it. A cluster
+    may then own no patch at all: its size is 0.
+    """
+
+    learned: ClassVar[bool] = True
+    # Original names of a stage's weights, and their places (see `import_stages`).
+    original: ClassVar[dict[str, str]]
+
+    def pooling(self, clusters: int) -> nn.Module:
+        """Maps float32 tokens [b, n, d] to shares [b, n, clusters] and to what they weigh."""
+        raise NotImplementedError
+
+    def init(self, key: Array, shape: ViTShape) -> Weights:
+        counts, tokens = plan(self, shape), jnp.zeros((1, 1, shape.width))
+        return {
+            stage_name(stage): self.pooling(counts[layer].out).init(
+                jax.random.fold_in(key, stage), tokens
+            )["params"]
+            for stage, layer in enumerate(self.stages(shape))
+        }
+
+    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+        return import_stages(type(self).__name__, arrays, "cluster_layers", self.original)
+
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        del attention
+        stage = self.stage(step)
+        count = self.stage_count(stage, state.count, step.shape)
+        share, values = self.pooling(count).apply(
+            {"params": step.weights[stage_name(stage)]}, state.tokens.astype(jnp.float32)
+        )
+        return clustered(state, weighted_sum(share, values), jnp.argmax(share, axis=-1))

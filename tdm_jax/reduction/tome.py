@@ -1,0 +1,139 @@
+"""ToMe: Token Merging, Your ViT But Faster (Bolya et al., ICLR 2023, arXiv 2210.09461).
+
+In every block, between attention and MLP, r tokens are merged into others that are alike:
+
+1. All tokens alternate by position, the prefix counted: even positions are A, odd ones B.
+2. Each patch token of A finds its most similar one in B: cosine of the keys, averaged over heads.
+3. The r pairs that are most alike merge, at most half of the tokens; a token of B may take several.
+   A merged token is the mean of its patches: `sum(s_i x_i) / sum(s_i)` with sizes s.
+4. What is left of A stands before B, both in order of position.
+
+Prefix tokens neither merge nor are merged into. With proportional attention each key's logit gets
+`log(s)` added (equation 1): off the shelf the method needs it, a model trained with ToMe may do
+without.
+
+The authors set r by hand (13 in DeiT-S at 224 pixels). A single keep rate, as other methods have
+it, becomes the constant r that costs about the same, see `with_constant_r`.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil, plan
+from tdm_jax.reduction.schedule import removals
+from tdm_jax.tokens import MATCHED, TokenState, cosine, inverse, one_hot, take, top, weighted_sum
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToMe(StageReducer):
+    """Merges the r most similar pairs of tokens.
+
+    Attributes:
+      proportional_attention: whether a token counts in the attention as often as it has patches.
+    """
+
+    layers: tuple[int, ...] | None = None
+    proportional_attention: bool = True
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        most = 0 if self.r is None else max(removals(self.r, self.ramp, len(self.stages(shape))))
+        if most > shape.patches // 2:
+            raise InputError(
+                f"ToMe: r must be at most half of the {shape.patches} patches; got {most}"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del patches
+        return ceil(self.rate(stage) * n)
+
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        if self.by_rate and not isinstance(self.keep_rate, tuple):
+            return with_constant_r(self, shape).stage_count(stage, n, shape)
+        count, half = super().stage_count(stage, n, shape), n - n // 2
+        if count < half and self.r is None:
+            raise InputError(
+                f"ToMe: a stage merges at most half of its {n} tokens; expected a count of at "
+                f"least {half}; got {count}"
+            )
+        # As in the authors' program, r shrinks where too few tokens are left.
+        return max(count, half)
+
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        if self.block_plan(layer, n, shape) == (n, n, n):
+            return 0
+        t, k = n + shape.prefix, shape.width // shape.num_heads
+        # The mean of the keys, their similarities, and the sizes times the tokens.
+        return t * k + (t // 2) * (t - t // 2) * k + t * shape.width
+
+    def key_weight(self, state: TokenState, step: Step) -> Float[Array, "b t"] | None:
+        merged = any(layer < step.layer for layer in self.stages(step.shape))
+        if not self.proportional_attention or not merged:
+            return None
+        ones = jnp.ones(state.prefix.shape[:2], state.size.dtype)
+        return jnp.concatenate([ones, state.size], axis=1)
+
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        n, prefix = state.count, step.shape.prefix
+        merging = n - self.stage_count(self.stage(step), n, step.shape)
+        a, b = slice(prefix % 2, None, 2), slice(1 - prefix % 2, None, 2)
+        metric = attention.keys().astype(jnp.float32).mean(axis=2)
+        similarity = cosine(metric[:, a], metric[:, b])
+        partner = jnp.argmax(similarity, axis=-1)
+        sources = similarity.shape[1]
+        stay = sources - merging
+
+        rank = inverse(top(similarity.max(axis=-1), sources), sources)
+        merges = rank < merging
+        order = jnp.argsort(merges, axis=-1, stable=True)  # those that stay come first
+        left, gone = order[:, :stay], order[:, stay:]
+
+        size_b = state.size[:, b]
+        share = one_hot(take(partner, gone), size_b.shape[1])
+        taken = share.max(axis=1) > 0
+        share = share * take(state.size[:, a], gone)[..., None]
+        total = share.sum(axis=1) + size_b
+        own = (size_b / total)[..., None].astype(state.tokens.dtype)
+        into = weighted_sum(share / total[:, None], take(state.tokens[:, a], gone))
+        kept = jnp.cumsum(~merges, axis=-1) - 1
+        route = jnp.concatenate(
+            [
+                jnp.where(merges, stay + partner, kept),
+                jnp.broadcast_to(stay + jnp.arange(taken.shape[1]), taken.shape),
+            ],
+            axis=1,
+        )
+        place = np.argsort(np.concatenate([np.arange(n)[a], np.arange(n)[b]]))
+        return state.become(
+            jnp.concatenate([take(state.tokens[:, a], left), own * state.tokens[:, b] + into], 1),
+            route[:, place],
+            jnp.concatenate(
+                [take(state.kind[:, a], left), jnp.where(taken, MATCHED, state.kind[:, b])], 1
+            ),
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def with_constant_r(reducer: ToMe, shape: ViTShape) -> ToMe:
+    """The constant r that stands for a single keep rate.
+
+    It is the r with which the blocks see, on average, most nearly as many tokens as with a method
+    that keeps this rate in three stages, a quarter, a half and three quarters of the way.
+    """
+    rate, quarter = float(reducer.keep_rate), shape.depth / 4
+    goal, n = 0.0, float(shape.patches)
+    for layer in range(shape.depth):
+        before, n = n, shape.patches * rate ** min(int(layer / quarter), 3)
+        goal += (before + n) / 2
+
+    def distance(r: int) -> float:
+        blocks = plan(dataclasses.replace(reducer, r=r), shape)
+        return abs(sum((block.attention + block.mlp) / 2 for block in blocks) - goal)
+
+    best = min(range(shape.patches // 2 + 1), key=distance)
+    return dataclasses.replace(reducer, r=best)
