@@ -1,50 +1,83 @@
 """Evaluates a checkpoint with any reducer: `python -m tdm_jax.evaluate --checkpoint=...`.
 
-`--checkpoint` is a training's working directory, a converted folder, a .pth or a .safetensors. The
-data are those of the training, of `--config`, or `--data` with `--data_dir`. The result is printed
-as a table, and written as JSON where `--output` says.
+    python -m tdm_jax.evaluate --checkpoint=runs/digits --reducer=tdm --keep_rate=0.7,0.5
+    python -m tdm_jax.evaluate --checkpoint=deit_small.pth --reducer=tdm --keep_rate=0.7 \
+        --data=folder --data_dir=/data/imagenet --batch_size=256 --output=deit_small_tdm.json
+
+`--checkpoint` is a training's working directory (its last checkpoint counts, its data and its
+reducer are the defaults), or anything that `load_pretrained` reads. The data are those that
+`--data` names, else those of `--config`. Every example counts once, whatever the batch size.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
-from flax import linen as nn
+from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from ml_collections import config_flags
+from tqdm import tqdm
 
-from tdm_jax import data, metrics, partition
-from tdm_jax.data import DataConfig
+from tdm_jax import cli, cost, data, experiment, machine, metrics, partition, tables
+from tdm_jax.checkpoint import load_pretrained
+from tdm_jax.contenders import parse_method
+from tdm_jax.data import DataConfig, make_config
+from tdm_jax.errors import InputError
+from tdm_jax.files import write_text
+from tdm_jax.partition import MeshConfig
+from tdm_jax.reduction import Reducer, StageReducer
+from tdm_jax.settings import Settings, parse
+from tdm_jax.tables import COLUMNS, Column
 from tdm_jax.train_step import lower_eval_step
+from tdm_jax.vit import VisionTransformer
 
 
 class Evaluator:
-    """Evaluates parameters of one model on one split; compiled once, used many times."""
+    """Evaluates parameters of one model on one data set; compiled once, used many times."""
 
-    def __init__(self, model: nn.Module, source: DataConfig, mesh: Mesh, params: PyTree) -> None:
-        """Compiles; of `params` shapes suffice. The batch is rounded up to fill all devices."""
+    def __init__(
+        self, model: VisionTransformer, source: DataConfig, mesh: Mesh, params: PyTree
+    ) -> None:
+        """Compiles; of `params` shapes suffice. The batch is rounded up to fill all devices.
+
+        Raises:
+          InputError: the data have other images or classes than the model.
+        """
+        check_fits(model, source)
         wanted = source.eval_batch_size or source.batch_size
         size = -(-wanted // mesh.size) * mesh.size
         self._source = dataclasses.replace(source, eval_batch_size=size)
         self._mesh = mesh
         self._step = lower_eval_step(model, self._source, size, mesh, params).compile()
 
-    def __call__(self, params: PyTree, split: str = "validation") -> dict[str, float]:
-        """Top-1 and top-5 in percent, mean loss, number of examples and images per second."""
+    def __call__(
+        self, params: PyTree, split: str = "validation", *, bar: str = ""
+    ) -> dict[str, float]:
+        """Top-1 and top-5 in percent, mean loss, number of examples and images per second.
+
+        Args:
+          params: of the model, laid out as `partition.state_shardings` says.
+          split: "validation" or "train".
+          bar: label of a progress bar; none without one.
+        """
         batches = data.eval_batches(
             self._source,
             split,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        steps = -(-data.num_examples(self._source, split) // self._source.eval_batch_size)
+        shown = tqdm(batches, bar, steps, disable=not bar or jax.process_index() > 0)
         then = time.monotonic()
-        result = metrics.summarise(self._sums(params, batches))
+        result = metrics.summarise(self._sums(params, shown))
         result["images_per_second"] = result["count"] / (time.monotonic() - then)
         return result
 
-    def _sums(self, params: PyTree, batches: Iterable[dict[str, Any]]) -> Iterable[dict]:
+    def _sums(self, params: PyTree, batches: Iterable[dict[str, Any]]) -> Iterator[dict]:
         previous = None
         for batch in batches:
             sums = self._step(params, partition.place_batch(self._mesh, batch))
@@ -54,3 +87,140 @@ class Evaluator:
             previous = sums
         if previous is not None:
             yield jax.device_get(previous)
+
+
+def check_fits(model: VisionTransformer, source: DataConfig) -> None:
+    """Raises InputError if the data have other images or classes than the model."""
+    expected = (*model.image_size, model.in_channels)
+    got = (*source.image_size, source.channels)
+    if got != expected:
+        raise InputError(f"{source.name} gives images of {got}; the model takes {expected}")
+    classes = data.num_classes(source)
+    if classes != model.num_classes:
+        raise InputError(f"{source.name} has {classes} classes; the model has {model.num_classes}")
+
+
+COLUMNS_SHOWN = (
+    *COLUMNS[:5],
+    Column("top5_percent", "Top-5 (%)", lambda v: f"{v:.2f}"),
+    Column("loss", "Loss", lambda v: f"{v:.4f}"),
+    Column("examples", "Examples", lambda v: f"{v:,}"),
+    *COLUMNS[5:7],
+)
+
+
+def evaluate(
+    name: str,
+    method: str,
+    model: VisionTransformer,
+    params: PyTree,
+    source: DataConfig,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """One row of the result: accuracy, loss and cost of a model on the validation split."""
+    evaluator = Evaluator(model, source, mesh, params)
+    params = jax.device_put(params, partition.state_shardings(mesh, params))
+    found = evaluator(params, bar=method)
+    costs = cost.count(model)
+    reducer = model.reducer
+    return {
+        "model": name,
+        "method": method,
+        "keep_rate": reducer.keep_rate if isinstance(reducer, StageReducer) else None,
+        "top1_percent": found["top1"],
+        "top5_percent": found["top5"],
+        "loss": found["loss"],
+        "examples": int(found["count"]),
+        "parameters": costs.parameters,
+        "macs": costs.macs,
+        "tokens": costs.tokens,
+        "evaluated_images_per_second": found["images_per_second"],
+    }
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, so that programs may import several commands."""
+    flags.DEFINE_string("checkpoint", None, "A working directory, or what load_pretrained reads.")
+    flags.DEFINE_bool("ema", False, "Take the averaged weights.")
+    flags.DEFINE_string("reducer", None, "Method, with settings as in tdm/preset=published.")
+    flags.DEFINE_list("keep_rate", [], "One row for each of these.")
+    flags.DEFINE_list("layers", [], "Blocks where the method acts, from 0.")
+    config_flags.DEFINE_config_file("config", None, "Whose data to evaluate on.")
+    flags.DEFINE_string("data", "", "digits, folder or tfds:<name>; before those of --config.")
+    flags.DEFINE_string("data_dir", "", "Root of the folder, or TFDS's data_dir.")
+    flags.DEFINE_string("split", "", "Name of the validation split, where it is none of the usual.")
+    flags.DEFINE_integer("batch_size", 0, "Images at once; 0 for what the data say.", 0)
+    flags.DEFINE_string("output", "", "JSON file for the result.")
+    flags.mark_flag_as_required("checkpoint")
+
+
+def main() -> None:
+    """The command."""
+    given = flags.FLAGS
+    path = Path(given.checkpoint)
+    settings = experiment.settings_of(path)
+    mesh = partition.make_mesh(MeshConfig())
+    methods = _reducers(settings)
+    if settings is None:
+        model, params = load_pretrained(path, methods[0][1], ema=given.ema)
+    else:
+        model, params = experiment.trained(path, settings, ema=given.ema)
+    source = _data(model, settings)
+    rows = [
+        evaluate(path.name, name, model.clone(reducer=reducer), params, source, mesh)
+        for name, reducer in methods
+    ]
+    print(tables.markdown(rows, COLUMNS_SHOWN), end="")
+    if given.output:
+        about = machine.describe() | {"checkpoint": str(path), "data": dataclasses.asdict(source)}
+        write_text(given.output, tables.to_json(rows, about))
+
+
+def _reducers(settings: Settings | None) -> list[tuple[str, Reducer]]:
+    """The methods that the flags name, else the one that was trained with."""
+    given = flags.FLAGS
+    rates = [_number(text, float, "keep_rate") for text in given.keep_rate]
+    if given.reducer is None:
+        own = {"name": "none"} if settings is None else settings.reducer
+        name, known = own["name"], {k: v for k, v in own.items() if k != "name"}
+        rates = rates or [known.get("keep_rate", 0.0)]
+    else:
+        name, known = parse_method(given.reducer)
+        if settings is not None:
+            known = {"layers": settings.reducer.get("layers", ())} | known
+        rates = rates or [0.0]
+    if given.layers:
+        known["layers"] = tuple(_number(text, int, "layers") for text in given.layers)
+    label = given.reducer or name
+    return [
+        (label, experiment.reducer_of({"name": name, **known, "keep_rate": rate})) for rate in rates
+    ]
+
+
+def _data(model: VisionTransformer, settings: Settings | None) -> DataConfig:
+    given = flags.FLAGS
+    if given.data:
+        shape = {"image_size": model.image_size, "channels": model.in_channels}
+        if given.data_dir:
+            shape["data_dir"] = given.data_dir
+        source = make_config(name=given.data, **shape)
+    elif given.config is not None:
+        source = experiment.data_config(parse(given.config))
+    elif settings is not None:
+        source = experiment.data_config(settings)
+    else:
+        raise InputError("no data given; expected --data (digits, folder, tfds:<name>) or --config")
+    changes = {"eval_batch_size": given.batch_size, "validation_split": given.split}
+    return dataclasses.replace(source, **{key: value for key, value in changes.items() if value})
+
+
+def _number(text: str, kind: type, flag: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InputError(f"--{flag}: expected numbers, got {text!r}") from error
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,25 +1,31 @@
 """From checked settings to all that a training run is made of, before anything is compiled."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from tdm_jax import data, optim
-from tdm_jax.checkpoint import describe, load_pretrained
+from tdm_jax.checkpoint import Store, describe, load_pretrained
 from tdm_jax.checkpoint.store import is_saved_model
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.keep_rate import Phase, phases
+from tdm_jax.losses import NO_DISTILLATION
 from tdm_jax.models import create_model
 from tdm_jax.reduction import Reducer, make_reducer
-from tdm_jax.settings import Settings
+from tdm_jax.settings import Settings, parse
 from tdm_jax.train_step import Recipe, TrainState, init_state
 from tdm_jax.vit import VisionTransformer
 
+# Names in a training's working directory.
+CONFIG, CHECKPOINTS, MODEL, MODEL_EMA = "config.json", "checkpoints", "model", "model_ema"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -139,6 +145,41 @@ def reducer_of(given: dict[str, Any]) -> Reducer:
     return make_reducer(**chosen)
 
 
+def settings_of(workdir: Path) -> Settings | None:
+    """The settings of the training that `workdir` belongs to; None if it belongs to none."""
+    path = workdir / CONFIG
+    if not (path.is_file() and (workdir / CHECKPOINTS).is_dir()):
+        return None
+    try:
+        return parse(ConfigDict(json.loads(path.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def trained(
+    workdir: Path, settings: Settings, *, ema: bool = False
+) -> tuple[VisionTransformer, PyTree]:
+    """The model and the parameters of a training's last checkpoint, whether it goes on or not.
+
+    Raises:
+      InputError: nothing was saved yet, or there are no averaged weights.
+    """
+    if ema and settings.optim.ema_decay == 0.0:
+        raise InputError(f"{workdir} keeps no averaged weights (optim.ema_decay is 0)")
+    experiment = make_experiment(dataclasses.replace(settings, distill=NO_DISTILLATION))
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        experiment.abstract_state(),
+    )
+    store = Store(workdir / CHECKPOINTS, read_only=True)
+    found = store.restore(abstract)
+    store.close()
+    if found is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    return experiment.model, found[1].ema if ema else found[1].params
+
+
 def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
     """The parameters of `settings.init_from`, on the default device.
 
@@ -174,7 +215,7 @@ def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
 
 def trained_model(path: str) -> Path:
     """Where the weights lie: in `model/` of a training's working directory, else at `path`."""
-    inside = Path(path) / "model"
+    inside = Path(path) / MODEL
     return inside if is_saved_model(inside) else Path(path)
 
 

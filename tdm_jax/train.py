@@ -22,7 +22,16 @@ from tdm_jax import cli, data, partition
 from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.experiment import Experiment, initial_params, load_teacher, make_experiment
+from tdm_jax.experiment import (
+    CHECKPOINTS,
+    CONFIG,
+    MODEL,
+    MODEL_EMA,
+    Experiment,
+    initial_params,
+    load_teacher,
+    make_experiment,
+)
 from tdm_jax.files import write_text
 from tdm_jax.keep_rate import at_keep_rate
 from tdm_jax.preemption import Preemption
@@ -30,7 +39,7 @@ from tdm_jax.progress import Progress
 from tdm_jax.settings import parse
 from tdm_jax.train_step import TrainState, init_state, lower_train_step
 
-_CONFIG, _RESULT = "config.json", "result.json"
+_RESULT = "result.json"
 # What may change when a run is continued: where and how it runs, not what it computes.
 _FREE = (
     "mesh.",
@@ -91,7 +100,7 @@ class _Run:
         self.experiment, self.mesh, self.workdir = experiment, mesh, workdir
         keep = experiment.settings.checkpoint
         self.store = Store(
-            workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best
+            workdir / CHECKPOINTS, keep_last=keep.keep_last, keep_best=keep.keep_best
         )
         abstract = experiment.abstract_state()
         self.shardings = partition.state_shardings(mesh, abstract)
@@ -186,7 +195,7 @@ class _Run:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.store.wait()
             good = self.store.latest_step()
-            where = "none" if good is None else str(self.workdir / "checkpoints" / str(good))
+            where = "none" if good is None else str(self.workdir / CHECKPOINTS / str(good))
             raise DivergedError(
                 f"loss {values['loss']} with gradient norm {values['grad_norm']} at step {step}, "
                 f"expected finite numbers; last good checkpoint: {where}"
@@ -230,9 +239,9 @@ class _Run:
         """Writes the trained model and the result, each whole or not at all."""
         whole = jax.jit(lambda tree: tree, out_shardings=partition.replicated(self.mesh))
         config = describe(self.experiment.model)
-        save_model(self.workdir / "model", config, whole(self.state.params), overwrite=True)
+        save_model(self.workdir / MODEL, config, whole(self.state.params), overwrite=True)
         if self.experiment.recipe.ema_decay > 0.0:
-            save_model(self.workdir / "model_ema", config, whole(self.state.ema), overwrite=True)
+            save_model(self.workdir / MODEL_EMA, config, whole(self.state.ema), overwrite=True)
         if jax.process_index() == 0:
             line = {"step": self.experiment.steps, **result}
             write_text(self.workdir / _RESULT, json.dumps(line, indent=2) + "\n")
@@ -277,7 +286,7 @@ def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:
 def _claim(workdir: Path, config: ConfigDict) -> None:
     """Marks `workdir` as this run's; refuses it if it is another's."""
     mine = json.loads(config.to_json_best_effort())
-    path = workdir / _CONFIG
+    path = workdir / CONFIG
     if path.exists():
         theirs = _flat(json.loads(path.read_text(encoding="utf-8")))
         wanted = _flat(mine)
