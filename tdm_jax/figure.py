@@ -38,11 +38,13 @@ from tdm_jax.pictures import (
 
 GAP = 10
 QUIET: RGB = (95, 95, 102)
+_FINE = 3
+_ANCHORS = {"start": "lm", "middle": "mm", "end": "rm"}
 LEGEND = {
     SHOW: "kept as it is",
     OUTLINE: "attentive and merged: one outline, one token",
     FILL: "inattentive and merged: one colour, one token",
-    HIDE: "dropped",
+    HIDE: "not kept",
 }
 
 
@@ -195,12 +197,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isascii() else "?" for c in plain if not unicodedata.combining(c))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _width(text: str, size: int) -> int:
-    return round(_font(size).getlength(_printable(text)))
+    return round(ImageFont.load_default(_FINE * size).getlength(_printable(text)) / _FINE)
 
 
 def _fit(text: str, width: int, size: int) -> str:
@@ -220,11 +218,15 @@ def to_image(figure: Figure) -> Image.Image:
         pixels = drawing.pixels.repeat(drawing.scale, axis=0).repeat(drawing.scale, axis=1)
         canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = paint(pixels, drawing.marks)
     image = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(image)
-    for text in figure.texts:
-        anchor = {"start": "lm", "middle": "mm", "end": "rm"}[text.anchor]
-        font = _font(text.size)
-        pen.text((text.x, text.y), _printable(text.text), text.rgb, font=font, anchor=anchor)
+    for rgb in {text.rgb for text in figure.texts}:
+        # Drawn large and made small: at this size the font's own spacing is uneven.
+        mask = Image.new("L", (_FINE * figure.width, _FINE * figure.height))
+        pen = ImageDraw.Draw(mask)
+        for text in (text for text in figure.texts if text.rgb == rgb):
+            font = ImageFont.load_default(_FINE * text.size)
+            at = (_FINE * text.x, _FINE * text.y)
+            pen.text(at, _printable(text.text), 255, font=font, anchor=_ANCHORS[text.anchor])
+        image.paste(rgb, mask=mask.reduce(_FINE))
     return image
 
 

@@ -116,7 +116,8 @@ def _from_orbax(path: Path) -> Source:
     config, params = store.load_model(path)
     if "params" not in params:
         raise InputError(f"{path}: expected a tree with 'params'; got {_some(params)}")
-    arrays = to_theirs(Naming("timm"), traverse_util.flatten_dict(params["params"], sep="/"))
+    ours = traverse_util.flatten_dict(params["params"], sep="/")
+    arrays = to_theirs(Naming("timm"), {name: np.asarray(array) for name, array in ours.items()})
     return _described(path, arrays, config)
 
 
