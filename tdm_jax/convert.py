@@ -19,19 +19,6 @@ from tdm_jax.checkpoint.store import is_saved_model, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.vit import parameter_count
 
-_INPUT = flags.DEFINE_string("input", None, "Checkpoint to convert.", required=True)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Where to: a folder, or a name that ends in .safetensors.", required=True
-)
-_EMA = flags.DEFINE_bool("ema", False, "Take a training checkpoint's averaged weights.")
-_NUM_HEADS = flags.DEFINE_integer(
-    "num_heads", None, "Attention heads, where the width is no multiple of 64."
-)
-_IMAGE_SIZE = flags.DEFINE_list(
-    "image_size", None, "height,width (or one number): resize the position embedding for it."
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
-
 
 def convert(
     source: str | Path,
@@ -112,15 +99,32 @@ def _image_size(given: list[str] | None) -> int | tuple[int, int] | None:
     return sides[0] if len(sides) == 1 else sides
 
 
+def define_flags() -> None:
+    """The command's flags; not at import, so that programs may import several commands."""
+    flags.DEFINE_string("input", None, "Checkpoint to convert.", required=True)
+    flags.DEFINE_string(
+        "output", None, "Where to: a folder, or a name that ends in .safetensors.", required=True
+    )
+    flags.DEFINE_bool("ema", False, "Take a training checkpoint's averaged weights.")
+    flags.DEFINE_integer(
+        "num_heads", None, "Attention heads, where the width is no multiple of 64."
+    )
+    flags.DEFINE_list(
+        "image_size", None, "height,width (or one number): resize the position embedding for it."
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+
+
 def main() -> None:
-    """Runs the command."""
+    """The command."""
+    given = flags.FLAGS
     loaded = convert(
-        _INPUT.value,
-        _OUTPUT.value,
-        ema=_EMA.value,
-        overwrite=_OVERWRITE.value,
-        num_heads=_NUM_HEADS.value,
-        image_size=_image_size(_IMAGE_SIZE.value),
+        given.input,
+        given.output,
+        ema=given.ema,
+        overwrite=given.overwrite,
+        num_heads=given.num_heads,
+        image_size=_image_size(given.image_size),
     )
     print(mapping(loaded))
     model = loaded.model
@@ -128,9 +132,10 @@ def main() -> None:
     print(
         f"{parameter_count(loaded.params):,} parameters: {model.depth} blocks of width "
         f"{model.width}, {model.num_heads} heads, images {size}, patches of {model.patch_size}, "
-        f"{model.num_classes} classes{', distilled' if model.distilled else ''} -> {_OUTPUT.value}"
+        f"{model.num_classes} classes{', distilled' if model.distilled else ''} -> {given.output}"
     )
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

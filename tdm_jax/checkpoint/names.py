@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from tdm_jax.errors import InputError
 
@@ -193,7 +194,7 @@ def detect(names: Collection[str]) -> Naming:
     )
 
 
-def to_theirs(naming: Naming, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_theirs(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """Parameters by our paths, under the names and in the layout of others.
 
     A reducer's own weights have no other name; they keep their path.

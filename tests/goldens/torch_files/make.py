@@ -107,3 +107,13 @@ for name in ("malicious", "malicious_legacy", "numpy_scalar", "whole_module", "p
         print(f"torch refuses {name}: {str(error).splitlines()[0][:100]}")
     else:
         raise AssertionError(f"torch reads {name}.pth, and so should we")
+
+# Position embeddings on another grid, as timm resizes them.
+resized = {}
+for old, new in [((8, 8), (12, 12)), ((8, 8), (5, 5)), ((4, 6), (8, 3))]:
+    grid = randn(1, 3, *old)
+    bigger = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    for name, value in (("old", grid), ("new", bigger)):
+        flat = value.flatten(2).transpose(1, 2)
+        resized["_".join(map(str, (*old, *new, name)))] = flat.numpy()
+np.savez_compressed(HERE / "resized.npz", **resized)

@@ -1,0 +1,117 @@
+"""The command that converts: what it writes, prints, and refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from tdm_jax import convert
+from tdm_jax.checkpoint import load_model, load_pretrained
+from tdm_jax.errors import InputError
+
+GOLDENS = Path(__file__).parent / "goldens"
+FILES = GOLDENS / "torch_files"
+
+
+def _run(*arguments):
+    """The command in a process of its own, as a user has it."""
+    return subprocess.run(
+        [sys.executable, "-m", "tdm_jax.convert", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        check=False,
+    )
+
+
+def _equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_command(tmp_path):
+    done = _run(f"--input={GOLDENS / 'hf_deit_distilled'}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = {tuple(line.split(maxsplit=2)) for line in done.stdout.splitlines()}
+    assert ("distillation_classifier.weight", "head_dist/kernel", "[48, 10]") in lines
+    qkv = "deit.encoder.layer.3.attention.attention.{query,key,value}.weight"
+    assert (qkv, "blocks_3/attn/qkv/kernel", "[48, 144]") in lines
+    assert "352,868 parameters" in done.stdout
+    _equal(
+        load_pretrained(tmp_path / "model")[1], load_pretrained(GOLDENS / "hf_deit_distilled")[1]
+    )
+
+
+def test_refusal_is_one_line_and_writes_nothing(tmp_path):
+    done = _run(f"--input={FILES / 'malicious.pth'}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "system" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_round_trip_through_every_format(tmp_path):
+    first = convert.convert(GOLDENS / "facebook_deit_distilled.pth", tmp_path / "a", num_heads=3)
+    convert.convert(tmp_path / "a", tmp_path / "b.safetensors")
+    convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
+    model, params = load_pretrained(tmp_path / "c")
+    assert model == first.model
+    _equal(params, first.params)
+    config, _ = load_model(tmp_path / "c")
+    assert config["num_heads"] == 3
+
+
+def test_another_resolution(tmp_path):
+    convert.convert(GOLDENS / "hf_vit", tmp_path / "a", image_size=(32, 96))
+    assert load_pretrained(tmp_path / "a")[0].image_size == (32, 96)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    output = tmp_path / "model"
+    convert.convert(GOLDENS / "hf_vit", output)
+    before = load_pretrained(output)[1]
+    with pytest.raises(InputError, match="exists; expected a new name, or --overwrite"):
+        convert.convert(GOLDENS / "hf_deit_distilled", output)
+    (tmp_path / "cut.pth").write_bytes((GOLDENS / "facebook_deit.pth").read_bytes()[:5000])
+    with pytest.raises(InputError, match="truncated"):
+        convert.convert(tmp_path / "cut.pth", output, overwrite=True)
+    _equal(load_pretrained(output)[1], before)
+    convert.convert(GOLDENS / "hf_deit_distilled", output, overwrite=True)
+    assert load_pretrained(output)[0].distilled
+    with pytest.raises(InputError, match="no model that this command wrote"):
+        convert.convert(GOLDENS / "hf_vit", tmp_path, overwrite=True)
+    assert output.is_dir()
+
+
+def test_averaged_weights(tmp_path):
+    with pytest.raises(InputError, match="expected model_ema or state_dict_ema; got model"):
+        convert.convert(GOLDENS / "facebook_deit.pth", tmp_path / "a", ema=True)
+    with pytest.raises(InputError, match="no moving average"):
+        convert.convert(GOLDENS / "hf_vit", tmp_path / "a", ema=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [(None, None), (["64"], 64), (["32", "96"], (32, 96))],
+)
+def test_image_size_flag(given, size):
+    assert convert._image_size(given) == size
+
+
+@pytest.mark.parametrize("given", [[], ["1", "2", "3"], ["big"], ["-3"]])
+def test_bad_image_size_flag(given):
+    with pytest.raises(InputError, match="expected height,width"):
+        convert._image_size(given)
+
+
+def test_importing_defines_no_flags():
+    assert "num_heads" not in flags.FLAGS
