@@ -25,6 +25,7 @@ from tdm_jax.contenders import Contender, with_baselines
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
+from tdm_jax.experiment import DTYPES
 from tdm_jax.throughput import Measurement, Timing
 from tdm_jax.vit import VisionTransformer
 
@@ -207,6 +208,8 @@ def _check_fits(entry: Contender, source: DataConfig) -> None:
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     contenders.define_flags()
+    contenders.define_data_flags()
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the computation.")
     flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
     flags.DEFINE_integer("batch_size", 32, "Images per call where speed is measured.", 1)
     flags.DEFINE_integer("rounds", 20, "Turns of each program where speed is measured.", 1)
@@ -216,7 +219,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    chosen = contenders.from_flags()
+    chosen = contenders.from_flags(DTYPES[given.dtype])
     rows = compare(
         chosen,
         source=contenders.data_from_flags(chosen[0].model),

@@ -24,7 +24,6 @@ from tdm_jax.reduction import Reducer, StageReducer, make_reducer
 from tdm_jax.vit import VisionTransformer
 
 BASELINE = "none"
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,30 +153,36 @@ def with_baselines(contenders: Sequence[Contender]) -> list[Contender]:
 
 
 def define_flags(models: Sequence[str] = (), methods: Sequence[str] = ()) -> None:
-    """The flags that say who takes part, and on which data."""
+    """The flags that say who takes part."""
     flags.DEFINE_list("models", models, "Names of models, or checkpoints (see load_pretrained).")
     flags.DEFINE_list("methods", methods, "Methods, with settings as in tdm/preset=published.")
     flags.DEFINE_list("keep_rates", ["0.7"], "Each method runs at each of these.")
     flags.DEFINE_multi_string("entry", [], "One more row, MODEL:METHOD:KEEP_RATE; may be repeated.")
     flags.DEFINE_list("layers", None, "Blocks where methods act, from 0; default: their own.")
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the computation.")
     flags.DEFINE_integer("num_heads", None, "Heads of a checkpoint that does not say (else of 64).")
+
+
+def define_data_flags() -> None:
+    """The flags that say on which data."""
     flags.DEFINE_string("data", "", "digits, folder or tfds:<name>; empty for no data.")
     flags.DEFINE_string("data_dir", "", "Root of the folder, or TFDS's data_dir.")
     flags.DEFINE_string("split", "", "Name of the validation split, where it is none of the usual.")
     flags.DEFINE_integer("eval_batch_size", 64, "Images per evaluation step.", lower_bound=1)
 
 
-def from_flags() -> list[Contender]:
+def from_flags(dtype: Any = jnp.float32) -> list[Contender]:
     """Those that the flags name: every model with every method at every keep rate, and the entries.
+
+    Args:
+      dtype: of the computation.
 
     Raises:
       InputError: a flag's value is not usable.
     """
     given = flags.FLAGS
-    rates = [_number(text, float, "keep_rates") for text in given.keep_rates]
-    layers = given.layers and [_number(text, int, "layers") for text in given.layers]
-    overrides = {"dtype": DTYPES[given.dtype]}
+    rates = [number(text, float, "keep_rates") for text in given.keep_rates]
+    layers = given.layers and [number(text, int, "layers") for text in given.layers]
+    overrides = {"dtype": dtype}
     if given.num_heads is not None:
         overrides["num_heads"] = given.num_heads
     wanted = list(itertools.product(given.models, given.methods or [BASELINE], rates))
@@ -185,7 +190,7 @@ def from_flags() -> list[Contender]:
         parts = text.rsplit(":", 2)
         if len(parts) != 3:
             raise InputError(f"--entry: expected MODEL:METHOD:KEEP_RATE; got {text!r}")
-        wanted.append((*parts[:2], _number(parts[2], float, "entry")))
+        wanted.append((*parts[:2], number(parts[2], float, "entry")))
     loaded: dict[str, tuple[VisionTransformer, PyTree]] = {}
     found: dict[tuple[str, str, Any], Contender] = {}
     for model, method, rate in wanted:
@@ -215,7 +220,8 @@ def data_from_flags(model: VisionTransformer) -> DataConfig | None:
     return make_config({key: value for key, value in wanted.items() if value})
 
 
-def _number(text: str, kind: type[int] | type[float], flag: str) -> int | float:
+def number(text: str, kind: type[int] | type[float], flag: str) -> int | float:
+    """A number from a flag's text."""
     try:
         return kind(text)
     except ValueError as error:

@@ -151,6 +151,7 @@ def diversity_rows(
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     contenders.define_flags()
+    contenders.define_data_flags()
     flags.DEFINE_integer("block", -1, "Block whose tokens are plotted, from 0; -1 is the last.")
     flags.DEFINE_integer("batches", None, "Batches that the diversity is averaged over.", 1)
     flags.DEFINE_string("output", "", "Folder for the tables and the plot.")

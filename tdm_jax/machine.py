@@ -1,5 +1,6 @@
 """What a measurement ran on: the facts that must stand beside a time."""
 
+import datetime
 import os
 import platform
 from pathlib import Path
@@ -29,6 +30,11 @@ def describe() -> dict[str, str | int | float]:
         "cores": cores or 1,
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def now() -> str:
+    """The time, as it stands beside a measurement: ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def line(facts: dict[str, str | int | float]) -> str:

@@ -9,7 +9,6 @@ the machine down for a while slows down both sides of each quotient.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,15 +125,11 @@ class Measurement:
         return FASTER if ratio.low > 1 else UNCLEAR
 
 
-def compile_call(
-    function: Callable[..., Any], *arguments: PyTree, images: int, **jit_options: Any
-) -> Program:
-    """Compiles a function ahead of time for arguments that it will be called with."""
-    lowered = jax.jit(function, **jit_options).lower(*arguments)
+def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    """Compiles a lowered program; also returns the seconds that took."""
     start = time.perf_counter()
     compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    return Program(lambda: compiled(*arguments), images, seconds, program_bytes(compiled))
+    return compiled, time.perf_counter() - start
 
 
 def compile_forward(model: VisionTransformer, params: PyTree, batch_size: int) -> Program:
@@ -147,7 +142,8 @@ def compile_forward(model: VisionTransformer, params: PyTree, batch_size: int) -
     """
     shape = (batch_size, *model.image_size, model.in_channels)
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
-    return compile_call(model.apply, params, images, images=batch_size)
+    compiled, seconds = timed_compile(jax.jit(model.apply).lower(params, images))
+    return Program(lambda: compiled(params, images), batch_size, seconds, program_bytes(compiled))
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:

@@ -1,0 +1,143 @@
+"""The benchmark's rows, its free twins, and what happens when memory runs out."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax import benchmark as bench
+from tdm_jax import cost, create_model, make_reducer, throughput
+from tdm_jax.benchmark import benchmark
+from tdm_jax.contenders import Contender
+from tdm_jax.errors import InputError
+from tdm_jax.reduction.sliced import Sliced
+from tdm_jax.throughput import Timing
+
+TINY = {
+    "image_size": 16,
+    "patch_size": 4,
+    "in_channels": 1,
+    "width": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+QUICK = Timing(rounds=2, min_seconds=0.0, warmup=1)
+
+
+def tiny(method="topk", rate=0.5):
+    model = create_model("vit", make_reducer(method, keep_rate=rate, layers=(1,)), **TINY)
+    return Contender("tiny", method, rate, model)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    done = []
+    found = benchmark(
+        [tiny()], batch_sizes=[2], dtypes=["float32"], timing=QUICK, done=done.append
+    )
+    assert [row for group in done for row in group] == found
+    return found
+
+
+def test_rows_come_with_their_baseline(rows):
+    assert [(row["mode"], row["method"]) for row in rows] == [
+        ("forward", "none"),
+        ("forward", "topk"),
+        ("train", "none"),
+        ("train", "topk"),
+    ]
+    for base, reduced in (rows[:2], rows[2:]):
+        assert base["speedup"] == 1.0
+        assert base["verdict"] == throughput.BASELINE
+        assert "reduction_share" not in base
+        assert reduced["reduction_share"] < 1
+
+
+def test_figures_follow_from_each_other(rows):
+    for row in rows:
+        assert row["compile_seconds"] > 0
+        assert row["memory_bytes"] > 0
+        low, high = row["latency_quartiles"]
+        assert low <= row["latency_seconds"] <= high
+    forward = rows[1]
+    macs = cost.count(tiny().model, convention="matmul").macs
+    expected = 2 * macs * forward["images_per_second"]
+    assert forward["flops_per_second"] == pytest.approx(expected)
+    # A training step holds gradients and moments too.
+    assert rows[2]["memory_bytes"] > 3 * rows[0]["memory_bytes"]
+
+
+def test_a_step_of_training_trains():
+    entry = tiny()
+    program = bench.training_program(entry.model, entry.weights(), 2)
+    losses = [float(program.call()["loss"]) for _ in range(3)]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("method", ["topk", "tome", "evovit", "ats", "dpcknn"])
+def test_a_twin_has_the_counts_of_its_method(method):
+    settings = {"layers": (1,)} if method != "tome" else {}
+    like = make_reducer(method, keep_rate=0.5, **settings)
+    model = create_model("vit", like, **TINY)
+    twin = model.clone(reducer=Sliced(like=like))
+    assert twin.schedule == model.schedule
+    images = jnp.ones((2, 16, 16, 1))
+    params = jax.jit(twin.init)(jax.random.key(0), images)
+    _, info = jax.jit(lambda p, x: twin.apply(p, x, return_info=True))(params, images)
+    assert info.tokens == tuple(block.out for block in model.schedule)
+    # The first tokens, in their order: nothing was looked at.
+    kept = np.asarray(info.assign)
+    assert (kept[0] == kept[1]).all()
+    assert (kept[0][kept[0] >= 0] == np.arange((kept[0] >= 0).sum())).all()
+
+
+def test_running_out_of_memory_is_a_row(monkeypatch):
+    def make(model, params, batch_size):
+        if batch_size > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+        return throughput.compile_forward(model, params, batch_size)
+
+    monkeypatch.setitem(bench._PROGRAMS, "forward", make)
+    found = benchmark(
+        [tiny()], batch_sizes=[1, 4], modes=["forward"], dtypes=["float32"], timing=QUICK
+    )
+    assert [row["batch_size"] for row in found] == [1, 1, 4, 4]
+    assert "speedup" in found[1]
+    assert [row["verdict"] for row in found[2:]] == [bench.OUT_OF_MEMORY] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"modes": ["backward"]}, "unknown mode 'backward'"),
+        ({"dtypes": ["float8"]}, "unknown dtype 'float8'"),
+        ({"batch_sizes": []}, "batch sizes of at least 1"),
+        ({"batch_sizes": [0]}, r"batch sizes of at least 1; got \[0\]"),
+    ],
+)
+def test_bad_input(wrong, message):
+    with pytest.raises(InputError, match=message):
+        benchmark([tiny()], **{"batch_sizes": [1], "timing": QUICK, **wrong})
+
+
+def test_the_command_writes_as_it_goes(monkeypatch, tmp_path, capsys):
+    given = types.SimpleNamespace(
+        batch_sizes=["1"],
+        modes=["forward"],
+        dtypes=["bfloat16"],
+        rounds=2,
+        min_seconds=0.0,
+        output=str(tmp_path),
+    )
+    monkeypatch.setattr(bench.flags, "FLAGS", given)
+    monkeypatch.setattr(bench.contenders, "from_flags", lambda: [tiny()])
+    bench.main()
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert written["about"]["jax"] == jax.__version__
+    assert [row["dtype"] for row in written["rows"]] == ["bfloat16"] * 2
+    assert "| In reduction |" in capsys.readouterr().out
+    assert "load" in (tmp_path / "benchmark.md").read_text()
