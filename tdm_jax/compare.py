@@ -20,11 +20,11 @@ import jax
 from absl import flags
 from jaxtyping import PyTree
 
-from tdm_jax import cli, contenders, cost, data, machine, partition, tables, throughput
+from tdm_jax import cli, contenders, cost, machine, partition, tables, throughput
 from tdm_jax.contenders import Contender, with_baselines
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
-from tdm_jax.evaluate import Evaluator
+from tdm_jax.evaluate import Evaluator, check_fits
 from tdm_jax.experiment import DTYPES
 from tdm_jax.throughput import Measurement, Timing
 from tdm_jax.vit import VisionTransformer
@@ -111,7 +111,12 @@ def compare(
     ordered = with_baselines(entries)
     if source is not None:
         for entry in ordered:
-            _check_fits(entry, source)
+            if entry.params is None:
+                raise InputError(
+                    f"{entry.name} is a name without weights; expected a checkpoint to evaluate "
+                    f"on {source.name}"
+                )
+            check_fits(entry.model, source)
     costs: dict[VisionTransformer, cost.Cost] = {}
     for entry in ordered:
         if entry.model not in costs:
@@ -183,26 +188,6 @@ def measure(
         for model, result in zip(models, throughput.measure(programs, timing), strict=True):
             measured[name, model] = result
     return [measured[entry.name, entry.model] for entry in entries]
-
-
-def _check_fits(entry: Contender, source: DataConfig) -> None:
-    model = entry.model
-    if entry.params is None:
-        raise InputError(
-            f"{entry.name} is a name without weights; expected a checkpoint to evaluate on "
-            f"{source.name}"
-        )
-    classes = data.num_classes(source)
-    if model.num_classes != classes:
-        raise InputError(
-            f"{entry.name} has {model.num_classes} classes; {source.name} has {classes}"
-        )
-    size = (*source.image_size, source.channels)
-    if (*model.image_size, model.in_channels) != size:
-        raise InputError(
-            f"{entry.name} takes images of {(*model.image_size, model.in_channels)}; the data are "
-            f"set to {size}"
-        )
 
 
 def define_flags() -> None:

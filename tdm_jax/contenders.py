@@ -16,9 +16,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import PyTree
 
-from tdm_jax import checkpoint
+from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError
+from tdm_jax.experiment import trained_model
 from tdm_jax.models import MODELS, create_model
 from tdm_jax.reduction import Reducer, StageReducer, make_reducer
 from tdm_jax.vit import VisionTransformer
@@ -106,7 +107,8 @@ def contender(
     """Makes a contender from what a user names.
 
     Args:
-      model: one of `MODELS`, which then has no weights, or a checkpoint for `load_pretrained`.
+      model: one of `MODELS`, which then has no weights, or a checkpoint for `load_pretrained`, or
+        the working directory of a training.
       method: see `parse_method`; settings that it gives go before the arguments below.
       keep_rate: None for the method's own; a method that is given `r` or `counts` has none.
       layers: the blocks where the method acts; None for its own.
@@ -129,11 +131,11 @@ def contender(
     if model in MODELS:
         return Contender(model, method, shown, create_model(model, reducer, **overrides))
     if reducer.learned:
-        built, params = checkpoint.load_pretrained(model, reducer, **overrides)
+        built, params = load_pretrained(trained_model(model), reducer, **overrides)
         return Contender(model, method, shown, built, params)
     loaded = {} if loaded is None else loaded
     if model not in loaded:
-        loaded[model] = checkpoint.load_pretrained(model, **overrides)
+        loaded[model] = load_pretrained(trained_model(model), **overrides)
     plain, params = loaded[model]
     return Contender(model, method, shown, plain.clone(reducer=reducer), params)
 

@@ -36,9 +36,7 @@ def tiny(method="topk", rate=0.5):
 @pytest.fixture(scope="module")
 def rows():
     done = []
-    found = benchmark(
-        [tiny()], batch_sizes=[2], dtypes=["float32"], timing=QUICK, done=done.append
-    )
+    found = benchmark([tiny()], batch_sizes=[2], dtypes=["float32"], timing=QUICK, done=done.append)
     assert [row for group in done for row in group] == found
     return found
 

@@ -145,7 +145,7 @@ def test_bad_input(wrong, message):
 def test_data_of_other_classes_are_refused(plain):
     other = create_model("vit", **{**TINY, "num_classes": 7})
     entry = Contender("other", "none", None, other, plain.params)
-    with pytest.raises(InputError, match="7 classes; digits has 10"):
+    with pytest.raises(InputError, match="digits has 10 classes; the model has 7"):
         compare([entry], source=data.make_config(name="digits"))
 
 
