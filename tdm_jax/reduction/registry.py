@@ -11,6 +11,7 @@ from tdm_jax.reduction.dpcknn import DPCKNN
 from tdm_jax.reduction.dyvit import DynamicViT
 from tdm_jax.reduction.evit import EViT
 from tdm_jax.reduction.evovit import EvoViT
+from tdm_jax.reduction.iared2 import IARED2
 from tdm_jax.reduction.kmedoids import KMedoids
 from tdm_jax.reduction.patchmerger import PatchMerger
 from tdm_jax.reduction.prune import PruneReducer
@@ -18,6 +19,8 @@ from tdm_jax.reduction.psvit import PSViT
 from tdm_jax.reduction.random import Random
 from tdm_jax.reduction.sinkhorn import Sinkhorn
 from tdm_jax.reduction.sit import SiT
+from tdm_jax.reduction.spvit import SPViT
+from tdm_jax.reduction.svite import SViTE
 from tdm_jax.reduction.tdm import Merger
 from tdm_jax.reduction.tome import ToMe
 from tdm_jax.reduction.topk import TopK
@@ -38,6 +41,9 @@ REDUCERS: dict[str, type[Reducer]] = {
     "avit": AViT,
     "psvit": PSViT,
     "dyvit": DynamicViT,
+    "spvit": SPViT,
+    "svite": SViTE,
+    "iared2": IARED2,
 }
 
 # Where TDM's merger takes over the tokens that a method would drop.
@@ -57,6 +63,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
       name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it,
         which hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
       **settings: the method's own, e.g. `keep_rate`, `layers`; with TDM also those of its `Merger`.
+        Lists serve as tuples.
 
     Raises:
       InputError: the name or a setting is unknown, or a setting's value is out of range.
@@ -70,6 +77,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
+    settings = {key: _tuples(value) for key, value in settings.items()}
     arguments = {key: value for key, value in settings.items() if key in own}
     if merger is not None:
         of_merger = {key: value for key, value in settings.items() if key not in own}
@@ -116,6 +124,10 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
 def _changed(description: Any) -> dict[str, Any]:
     values = {f.name: (getattr(description, f.name), f) for f in dataclasses.fields(description)}
     return {name: value for name, (value, field) in values.items() if value != field.default}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

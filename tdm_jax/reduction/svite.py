@@ -1,0 +1,80 @@
+"""SViTE+'s token selector (Chen et al., NeurIPS 2021, arXiv 2106.04533, section 3.3).
+
+At the input, after the position embedding, one linear map scores each patch, and the k highest
+scores go on: `k = ceil(keep_rate * n)`. Training perturbs the log-softmax of the scores with Gumbel
+noise and takes the top k of that (a sample without replacement); the kept tokens are multiplied by
+a 1 whose gradient is that of the softmax, straight through.
+
+Settled here: the original multiplies dropped tokens by 0 and carries them along, and lets the class
+token compete before it is put back; ours drops them, in training too, and prefix tokens never
+compete. The method's other half, sparse weights, is in `tdm_jax.sparse_training`.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.reduction.base import Attention, Step, ViTShape, Weights
+from tdm_jax.reduction.learned import training_key
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.tokens import TokenState, take, top
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SViTE(PruneReducer):
+    """Keeps the patches that one learned linear map scores highest.
+
+    Attributes:
+      temperature: of the Gumbel-softmax in training.
+    """
+
+    learned: ClassVar[bool] = True
+    before: ClassVar[bool] = True
+
+    layers: tuple[int, ...] | None = (0,)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise InputError(f"SViTE: temperature must be positive; got {self.temperature}")
+        if self.layers is None or len(self.layers) != 1:
+            raise InputError(f"SViTE has one selector: expected one layer; got {self.layers}")
+
+    def init(self, key: Array, shape: ViTShape) -> Weights:
+        kernel = jax.nn.initializers.truncated_normal(0.02)(key, (shape.width, 1))
+        return {"kernel": kernel, "bias": jnp.zeros((1,))}
+
+    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+        if set(arrays) != {"gumbel.weight", "gumbel.bias"}:
+            raise InputError(
+                "SViTE: expected the weights gumbel.weight and gumbel.bias; "
+                f"got {', '.join(sorted(arrays)) or 'none'}"
+            )
+        return {"kernel": arrays["gumbel.weight"].T, "bias": arrays["gumbel.bias"]}
+
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        return n * shape.width
+
+    def score(
+        self, state: TokenState, step: Step, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del attention
+        kernel, bias = step.weights["kernel"], step.weights["bias"]
+        score = jax.nn.log_softmax((state.tokens.astype(jnp.float32) @ kernel + bias)[..., 0])
+        if step.train:
+            noise = jax.random.gumbel(training_key(self, step), score.shape)
+            score = (score + noise) / self.temperature
+        return jax.nn.softmax(score)
+
+    def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:
+        index = top(score, count)
+        soft = take(score, index)
+        one = 1 + (soft - jax.lax.stop_gradient(soft))
+        state = state.select(index)
+        return state.replace(tokens=state.tokens * one[..., None].astype(state.tokens.dtype))
