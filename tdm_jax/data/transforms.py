@@ -180,9 +180,14 @@ def _whole(image: Image.Image, config: DataConfig) -> Image.Image:
 def _crop(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
     box = random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
     image = crop_and_resize(image, box, config.image_size, config.channels, _resample(config))
+    return distort(image, config, rng)
+
+
+def distort(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
+    """What follows the random resized crop: a flip, then RandAugment or else colour jitter."""
     if rng.random() < config.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    # One or the other, as in timm.
+    # timm too turns the jitter off where RandAugment is on.
     if config.rand_augment:
         return _rand_augment(image, config, rng)
     return color_jitter(image, rng, config.color_jitter) if config.color_jitter else image

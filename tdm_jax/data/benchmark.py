@@ -1,0 +1,126 @@
+"""Measures the input pipeline: images a second for a core, and where the time goes.
+
+```
+python -m tdm_jax.data.benchmark --images=400 --output=pipeline.md
+```
+
+The data are JPEGs of 500 × 375 pixels, about ImageNet's average, made for the purpose; the recipe
+is DeiT's on the host: random resized crop, flip, RandAugment.
+"""
+
+import dataclasses
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from tdm_jax import cli, data
+from tdm_jax.data import images, transforms
+from tdm_jax.data.config import DataConfig
+from tdm_jax.errors import InputError
+
+_IMAGES = flags.DEFINE_integer("images", 400, "images measured in each row of the table")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "side of the crops, in pixels")
+_THREADS = flags.DEFINE_list("threads", ["1", "2"], "numbers of threads for the whole pipeline")
+_OUTPUT = flags.DEFINE_string("output", "", "also write the table to this Markdown file")
+
+_SIZE = (500, 375)
+_FILES = 64
+
+
+def write_jpegs(root: Path, count: int, seed: int = 0) -> list[Path]:
+    """Makes photograph-like JPEGs in two class folders, in `root`/train and `root`/val.
+
+    Smooth colours with some grain, at quality 90: about 100 kB each, as ImageNet's.
+    """
+    rng = np.random.default_rng(seed)
+    paths = []
+    for number in range(count):
+        split = "val" if number < 2 else "train"
+        path = root / split / f"class_{number % 2}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+        smooth = np.asarray(colours.resize(_SIZE, Image.Resampling.BICUBIC), np.int16)
+        grain = rng.normal(0, 12, (_SIZE[1], _SIZE[0], 1)).astype(np.int16)
+        Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def stages(config: DataConfig, files: list[bytes], count: int) -> dict[str, float]:
+    """Mean milliseconds an image of each stage, on one core, in the order of the pipeline."""
+    rng = np.random.default_rng(0)
+    resample = Image.Resampling[config.interpolation.upper()]
+    marks = []
+    for number in tqdm(range(count), "stages", leave=False):
+        mark = [time.perf_counter()]
+        image = images.load(images.open_image(files[number % len(files)]), config.channels)
+        mark.append(time.perf_counter())
+        box = transforms.random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
+        image = transforms.crop_and_resize(image, box, config.image_size, config.channels, resample)
+        mark.append(time.perf_counter())
+        image = transforms.distort(image, config, rng)
+        mark.append(time.perf_counter())
+        np.stack([transforms.to_array(image)])
+        mark.append(time.perf_counter())
+        marks.append(np.diff(mark))
+    mean = 1000 * np.mean(marks, axis=0)
+    return dict(zip(("decode", "crop", "augment", "batch"), mean.tolist(), strict=True))
+
+
+def throughput(config: DataConfig, count: int) -> float:
+    """Images a second of `data.train_batches`, after a first batch that warms up."""
+    batches = data.train_batches(config)
+    next(batches)
+    steps = max(1, count // config.batch_size)
+    start = time.perf_counter()
+    for _ in tqdm(range(steps), f"{config.threads} threads", leave=False):
+        next(batches)
+    took = time.perf_counter() - start
+    batches.close()
+    return steps * config.batch_size / took
+
+
+def measure(image_size: int, count: int, threads: list[int]) -> str:
+    """Runs everything on data of its own; the tables as Markdown."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = [path.read_bytes() for path in write_jpegs(Path(directory), _FILES)]
+        config = data.make_config(
+            name="folder", data_dir=directory, image_size=image_size, batch_size=16
+        )
+        took = stages(config, files, count)
+        rates = [throughput(dataclasses.replace(config, threads=n), count) for n in threads]
+    lines = ["| stage | ms an image | share |", "|---|---:|---:|"]
+    total = sum(took.values())
+    lines += [f"| {stage} | {ms:.2f} | {ms / total:.0%} |" for stage, ms in took.items()]
+    lines += ["", "| threads | images/s | images/s a thread |", "|---:|---:|---:|"]
+    lines += [
+        f"| {n} | {rate:.0f} | {rate / n:.0f} |" for n, rate in zip(threads, rates, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the tables, and writes them where `--output` says."""
+    if _IMAGES.value < 1 or _IMAGE_SIZE.value < 1:
+        raise InputError("--images and --image_size must be positive")
+    if not all(number.isdigit() and int(number) > 0 for number in _THREADS.value):
+        raise InputError(f"--threads: got {_THREADS.value}, expected positive integers")
+    output = Path(_OUTPUT.value)
+    if _OUTPUT.value and not output.absolute().parent.is_dir():
+        raise InputError(f"--output: no directory {output.absolute().parent}")
+    table = measure(_IMAGE_SIZE.value, _IMAGES.value, [int(n) for n in _THREADS.value])
+    print(table)
+    if _OUTPUT.value:
+        partial = output.with_name(output.name + ".tmp")
+        partial.write_text(table + "\n")
+        os.replace(partial, output)
+
+
+if __name__ == "__main__":
+    cli.run(main)
