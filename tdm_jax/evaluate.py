@@ -11,7 +11,7 @@ reducer are the defaults), or anything that `load_pretrained` reads. The data ar
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Evaluator:
         result["images_per_second"] = result["count"] / (time.monotonic() - then)
         return result
 
-    def _sums(self, params: PyTree, batches: Iterable[dict[str, Any]]) -> Iterator[dict]:
+    def _sums(self, params: PyTree, batches: tqdm) -> Iterator[dict]:
         previous = None
         for batch in batches:
             sums = self._step(params, partition.place_batch(self._mesh, batch))
