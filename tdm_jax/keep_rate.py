@@ -70,7 +70,8 @@ def phases(
     Raises:
       InputError: a warm-up is asked of a method that has no keep rate.
     """
-    if config.end_epoch == 0.0:
+    # Without reduction there is nothing to warm up to.
+    if config.end_epoch == 0.0 or reducer == Reducer():
         return (Phase(0, reducer),)
     if not isinstance(reducer, StageReducer):
         raise InputError(

@@ -119,7 +119,9 @@ def default_config(**data: Any) -> ConfigDict:
     Args:
       **data: what `data.make_config` takes; the other keys get the defaults of that source.
     """
-    source = dataclasses.asdict(make_config(data))
+    # A directory may be left to the command line; the source's other defaults do not hang on it.
+    source = dataclasses.asdict(make_config({"data_dir": ".", **data}))
+    source["data_dir"] = data.get("data_dir", "")
     del source["seed"]  # That of the experiment.
     settings = Settings(
         model={

@@ -5,6 +5,12 @@ import pytest
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.keep_rate import KeepWarmupConfig, at_keep_rate, phases
+from tdm_jax.reduction import Reducer
+
+
+class Stranger(Reducer):
+    """A method without stages."""
+
 
 PAPER = KeepWarmupConfig(start_epoch=10, end_epoch=110)
 
@@ -49,9 +55,14 @@ def test_a_short_training_skips_phases_and_still_ends_at_its_own():
     assert found[-1].reducer is reducer
 
 
+def test_without_reduction_there_is_nothing_to_warm_up_to():
+    reducer = make_reducer("none")
+    assert phases(PAPER, reducer, steps_per_epoch=1) == ((0, reducer),)
+
+
 def test_a_method_without_keep_rate_is_refused():
-    with pytest.raises(InputError, match="needs a reducer with a keep rate"):
-        phases(PAPER, make_reducer("none"), steps_per_epoch=1)
+    with pytest.raises(InputError, match="needs a reducer with a keep rate, got Stranger"):
+        phases(PAPER, Stranger(), steps_per_epoch=1)
     with pytest.raises(InputError, match="has no keep rate"):
         at_keep_rate(make_reducer("none"), 0.5)
 

@@ -221,7 +221,6 @@ def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
         ({"init_from": "/nowhere.pth"}, "/nowhere.pth: no such file"),
         ({"data.name": "folder", "data.data_dir": "/nowhere"}, "/nowhere"),
         ({"optim.warmup_epochs": 10.0}, "expected fewer than the 20 steps"),
-        ({"keep_warmup.end_epoch": 1.0}, "needs a reducer with a keep rate"),
         ({"distill.kind": "soft", "distill.teacher": "init_from"}, "init_from is empty"),
         ({"epochs": -1.0, "steps": 0}, "expected positive epochs or steps"),
         ({"profile_steps": (5,)}, r"profile_steps must be \(first, last\)"),
