@@ -1,7 +1,7 @@
 # Four commands. Each makes the virtual environment it needs; the only requirement is Python >= 3.11.
 #
 #   make demo    train, reduce and compare on embedded data
-#   make test    every test (PYTEST="-m 'not slow'" or PYTEST=tests/test_x.py for fewer)
+#   make test    every test (PYTEST="-m 'not slow'" or PYTEST=tests/test_x.py for fewer; -n 0: one process)
 #   make lint    ruff, rules and format
 #   make clean   remove the environment and the caches
 #
@@ -20,7 +20,7 @@ demo:
 
 test:
 	@.ci/venv viz,test
-	@.venv/bin/python -m pytest $(PYTEST)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint:
 	@.ci/venv viz,test
