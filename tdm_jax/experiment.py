@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -75,19 +76,28 @@ class Experiment:
         return jax.eval_shape(lambda: init_state(self.recipe, self.random_params()))
 
 
-def make_experiment(settings: Settings, *, teacher: VisionTransformer | None = None) -> Experiment:
+def make_experiment(
+    settings: Settings,
+    *,
+    teacher: VisionTransformer | None = None,
+    dataset: tuple[int, int] | None = None,
+) -> Experiment:
     """Builds what `settings` ask for.
 
     Args:
       settings: from `settings.parse`.
       teacher: the teacher's model, where `settings.distill` has one.
+      dataset: training examples and classes; None to look at the data, which then must be there.
 
     Raises:
       InputError: names are unknown, the data are missing, or values do not fit together.
     """
     source = data_config(settings)
-    model = make_model(settings, source)
-    steps_per_epoch = data.num_examples(source, "train") / source.batch_size
+    if dataset is None:
+        dataset = data.num_examples(source, "train"), data.num_classes(source)
+    examples, classes = dataset
+    model = make_model(settings, source, classes)
+    steps_per_epoch = examples / source.batch_size
     steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
     schedule = optim.learning_rate(
         settings.optim, batch_size=source.batch_size, steps=steps, steps_per_epoch=steps_per_epoch
@@ -115,7 +125,7 @@ def data_config(settings: Settings) -> DataConfig:
     return make_config({"seed": settings.seed, **settings.data})
 
 
-def make_model(settings: Settings, source: DataConfig) -> VisionTransformer:
+def make_model(settings: Settings, source: DataConfig, classes: int) -> VisionTransformer:
     """The model, for the image size, channels and classes of its data."""
     given = dict(settings.model)
     if "dtype" in given:
@@ -123,7 +133,7 @@ def make_model(settings: Settings, source: DataConfig) -> VisionTransformer:
     of_data = {
         "image_size": source.image_size,
         "in_channels": source.channels,
-        "num_classes": data.num_classes(source),
+        "num_classes": classes,
     }
     for name, value in of_data.items():
         mine = given.setdefault(name, value)
@@ -181,7 +191,7 @@ def trained(
 
 
 def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
-    """The parameters of `settings.init_from`, on the default device.
+    """The parameters of `settings.init_from`, on the host: every process has its own copy.
 
     Raises:
       InputError: the checkpoint is unreadable, or of another model.
@@ -192,6 +202,7 @@ def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
         num_classes=model.num_classes,
         image_size=model.image_size,
         reset_head=settings.reset_head,
+        fresh_reducer=True,
     )
     theirs, mine = describe(loaded), describe(model)
     other = [
@@ -199,7 +210,7 @@ def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
     ]
     if other:
         raise InputError(f"{settings.init_from} is another model: got {'; '.join(other)}")
-    return params
+    return jax.tree.map(np.asarray, params)
 
 
 def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
@@ -210,7 +221,8 @@ def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
     if path == "init_from":
         path = settings.init_from
     dtype = {"dtype": _dtype(settings.model["dtype"])} if "dtype" in settings.model else {}
-    return load_pretrained(trained_model(path), "none", **dtype)
+    model, params = load_pretrained(trained_model(path), "none", **dtype)
+    return model, jax.tree.map(np.asarray, params)
 
 
 def trained_model(path: str) -> Path:

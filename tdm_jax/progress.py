@@ -54,7 +54,7 @@ class Progress:
         if tensorboard:
             self._board = _tensorboard(workdir)
         path = workdir / "metrics.jsonl"
-        _keep_until(path, start)
+        _keep_until(path, start, evaluated=start < steps)
         self._file = path.open("a", encoding="utf-8")
 
     def advance(self) -> None:
@@ -117,17 +117,22 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and a last line that a crash cut off."""
+def _keep_until(path: Path, step: int, *, evaluated: bool) -> None:
+    """Drops the lines after `step`, and a last line that a crash cut off.
+
+    The evaluation after `step` itself is kept if it was `evaluated` for good, else done again.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+            values = json.loads(line)
+        except ValueError:
             continue
+        again = values["step"] == step and "top1" in values and not evaluated
+        if line.endswith("\n") and values["step"] <= step and not again:
+            kept.append(line)
     write_text(path, "".join(kept))
 
 

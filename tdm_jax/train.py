@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
-from tdm_jax import cli, data, partition
+from tdm_jax import cli, data, distributed, partition
 from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
@@ -65,7 +65,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
     Args:
       config: see `settings.Settings`.
-      workdir: made if it does not exist; what is in it belongs to one run.
+      workdir: made if it does not exist; what is in it belongs to one run. A run that was finished
+        there is not repeated.
 
     Returns:
       The last evaluation (`top1`, `top5` in percent, `loss`, ...) and `step`, the number of steps
@@ -84,6 +85,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         mesh, experiment.data.batch_size, accumulate=settings.accumulate, name="data.batch_size"
     )
     _claim(workdir, config)
+    if (workdir / _RESULT).exists():
+        return json.loads((workdir / _RESULT).read_text(encoding="utf-8"))
     run = _Run(experiment, mesh, workdir, teacher_params)
     try:
         return run.train()
@@ -317,12 +320,15 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "What to train; see configs/.")
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
     flags.mark_flags_as_required(["config", "workdir"])
+    distributed.define_flags()
 
 
 def main() -> None:
     """The command."""
+    distributed.initialize()
     result = train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
-    print(json.dumps(result))
+    if jax.process_index() == 0:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":
