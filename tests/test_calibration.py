@@ -14,7 +14,7 @@ SIZES = {"image_size": (32, 24), "patch_size": 8, "width": 16, "depth": 3, "num_
 IMAGES = jax.random.normal(jax.random.key(0), (12, 32, 24, 3))
 BATCHES = [IMAGES[:6], IMAGES[6:]]
 REDUCERS = {
-    "ats": make_reducer("ats", keep_rate=0.6, layers=(0, 1)),
+    "ats": make_reducer("ats", keep_rate=0.8, layers=(0, 1)),
     "avit": AViT(scale=4.0, center=2.0),
     "psvit": make_reducer("psvit", tolerance=0.3),
 }
@@ -24,7 +24,7 @@ REDUCERS = {
 def params():
     params = create_model("vit", num_classes=3, **SIZES).init(jax.random.key(1), IMAGES)
     # Fresh weights attend almost evenly; images should differ.
-    return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, params)
+    return jax.tree.map(lambda x: 20 * x if x.ndim > 1 else x, params)
 
 
 def model(reducer):

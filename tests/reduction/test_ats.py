@@ -9,12 +9,13 @@ from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import Step, ViTShape
 from tdm_jax.reduction.ats import ATS, sample
+from tdm_jax.reduction.base import Attention
 from tdm_jax.tokens import CLUSTER, TokenState
 
 SHAPE = ViTShape(grid=(4, 5), depth=4, width=8, num_heads=2)
 
 
-class Peaked:
+class Peaked(Attention):
     """An attention whose score is given: one value for each head and patch, values of norm 1."""
 
     def __init__(self, score):
@@ -52,9 +53,12 @@ def score():
     return np.asarray(peaked / peaked.sum(axis=1, keepdims=True))
 
 
+def step(layer=1):
+    return Step(layer=layer, shape=SHAPE, train=False, weights={})
+
+
 def stage(reducer, state, score, layer=1):
-    step = Step(layer=layer, shape=SHAPE, train=False, weights={})
-    return reducer.after_attention(state, step, Peaked(score))
+    return reducer.after_attention(state, step(layer), Peaked(score))
 
 
 @pytest.mark.parametrize("keep_rate", [0.5, 0.7])
@@ -79,7 +83,7 @@ def test_sampling_follows_the_definition(score):
 def test_survivors_stay_in_order_and_empty_slots_are_masked(state, score):
     after = stage(ATS(keep_rate=0.5, layers=(1,)), state, score)
     assert after.count == 10
-    weight = ATS(layers=(1,)).key_weight(after, None)
+    weight = ATS(layers=(1,)).key_weight(after, step())
     assert weight.shape == (3, 11)
     assert (weight[:, 0] == 1).all()
     for b in range(3):
@@ -134,7 +138,7 @@ def test_values_weigh_in_head_by_head(state):
             return jnp.zeros((3, 20, 2, 4)).at[:, 3, 1, :].set(1.0)  # norm 2 in the second head
 
     row = np.full((3, 20), 0.01, np.float32)
-    score = ATS(layers=(1,)).score(state, None, TwoHeads(row))
+    score = ATS(layers=(1,)).score(state, step(), TwoHeads(row))
     np.testing.assert_allclose(score[:, 3], 0.06 / (0.06 + 1e-6), rtol=1e-5)
     np.testing.assert_allclose(score.sum(axis=1), score[:, 3])
 

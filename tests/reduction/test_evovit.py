@@ -8,13 +8,14 @@ import pytest
 from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import Step, ViTShape, plan
+from tdm_jax.reduction.base import Attention
 from tdm_jax.reduction.evovit import EvoViT
 from tdm_jax.tokens import CLUSTER, TokenState
 
 SHAPE = ViTShape(grid=(2, 6), depth=6, width=8, num_heads=2)
 
 
-class Row:
+class Row(Attention):
     """An attention that only knows its class row."""
 
     def __init__(self, row):
@@ -119,7 +120,7 @@ def test_keep_rate_1_only_changes_the_head():
     [
         ({"head": "mena"}, "did you mean 'mean'"),
         ({"tradeoff": 1.5}, r"tradeoff must be in \[0, 1\]; got 1.5"),
-        ({"tradeoff": (0.5, 0.5)}, "each of the 6 blocks; got 2"),
+        ({"tradeoff": (0.5, 0.5), "layers": (1, 2)}, "each of the 6 blocks; got 2"),
         ({"layers": (0, 2)}, "expected layers from 1"),
         ({"keep_rate": 0.0}, "keep_rate must be in"),
     ],
