@@ -3,7 +3,9 @@
 The blocks fall into groups, and before each (blocks 0, 4 and 8 of 12) a multi-head interpreter
 judges every patch token x against the class token p:
 
-    I(x) = 1/H sum_h sigmoid(<q_h(x), k_h(p)> / sqrt(d/H)),   q, k linear        (equation 2)
+    I(x) = 1/H sum_h sigmoid(<q_h(x), k_h(p)> / sqrt(d/H))
+
+with q and k linear maps of the tokens, normalised to mean 0 and variance 1.
 
 In training each token that is still there stays with probability I(x), drawn anew, and masked
 tokens are hidden. The interpreters learn by REINFORCE with the reward
@@ -14,11 +16,11 @@ and the loss `-(R - baseline) * mean over groups of the mean log-probability of 
 detached tokens, so that only this loss moves them, and this loss moves only them. At inference
 stage s keeps the `floor(patches * keep_rate^(s+1))` highest I, ordered by it.
 
-Settled here, as the authors released no program: the scale inside the sigmoid; sums of
-log-probabilities are means, so that the loss does not grow with the image; the baseline is the
-batch's mean reward instead of the reward of a second, greedy pass; all groups and the backbone
-learn together instead of in turns; draws follow `0.8 I + 0.2 (1 - I)`, so that a policy that is
-sure of itself still explores.
+Settled here, as the authors released no program: the normalised tokens and the scale inside the
+sigmoid, which would else be saturated in deep blocks; sums of log-probabilities are means, so that
+the loss does not grow with the image; the baseline is the batch's mean reward instead of the reward
+of a second, greedy pass; all groups and the backbone learn together instead of in turns; draws
+follow `0.8 I + 0.2 (1 - I)`, so that a policy that is sure of itself still explores.
 """
 
 import dataclasses
@@ -104,6 +106,7 @@ class IARED2(LearnedPruner):
 
         def project(x: Array, part: str) -> Array:
             x = jax.lax.stop_gradient(x).astype(jnp.float32)
+            x = jax.nn.standardize(x, epsilon=1e-6)
             x = x @ weights[part]["kernel"] + weights[part]["bias"]
             return x.reshape(*x.shape[:2], heads, -1)
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import Attention, Step, ViTShape, Weights
 from tdm_jax.reduction.learned import training_key
+from tdm_jax.reduction.original import stage_name
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.tokens import TokenState, take, top
 
@@ -43,12 +44,13 @@ class SViTE(PruneReducer):
         super().__post_init__()
         if self.temperature <= 0:
             raise InputError(f"SViTE: temperature must be positive; got {self.temperature}")
-        if self.layers is None or len(self.layers) != 1:
-            raise InputError(f"SViTE has one selector: expected one layer; got {self.layers}")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
-        kernel = jax.nn.initializers.truncated_normal(0.02)(key, (shape.width, 1))
-        return {"kernel": kernel, "bias": jnp.zeros((1,))}
+        draw = jax.nn.initializers.truncated_normal(0.02)
+        return {
+            stage_name(stage): {"kernel": draw(key, (shape.width, 1)), "bias": jnp.zeros((1,))}
+            for stage, key in enumerate(jax.random.split(key, len(self.stages(shape))))
+        }
 
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
         if set(arrays) != {"gumbel.weight", "gumbel.bias"}:
@@ -56,7 +58,8 @@ class SViTE(PruneReducer):
                 "SViTE: expected the weights gumbel.weight and gumbel.bias; "
                 f"got {', '.join(sorted(arrays)) or 'none'}"
             )
-        return {"kernel": arrays["gumbel.weight"].T, "bias": arrays["gumbel.bias"]}
+        only = {"kernel": arrays["gumbel.weight"].T, "bias": arrays["gumbel.bias"]}
+        return {stage_name(0): only}
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
@@ -65,15 +68,19 @@ class SViTE(PruneReducer):
         self, state: TokenState, step: Step, attention: Attention | None
     ) -> Float[Array, "b n"]:
         del attention
-        kernel, bias = step.weights["kernel"], step.weights["bias"]
-        score = jax.nn.log_softmax((state.tokens.astype(jnp.float32) @ kernel + bias)[..., 0])
+        own = step.weights[stage_name(self.stage(step))]
+        score = state.tokens.astype(jnp.float32) @ own["kernel"] + own["bias"]
+        score = jax.nn.log_softmax(score[..., 0])
         if step.train:
             noise = jax.random.gumbel(training_key(self, step), score.shape)
             score = (score + noise) / self.temperature
         return jax.nn.softmax(score)
 
-    def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:
-        index = top(score, count)
+    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+        if not step.train or self.merger is not None:
+            return super().reduce(state, step, attention)
+        score = self.score(state, step, attention)
+        index = top(score, self.stage_count(self.stage(step), state.count, step.shape))
         soft = take(score, index)
         one = 1 + (soft - jax.lax.stop_gradient(soft))
         state = state.select(index)
