@@ -46,8 +46,10 @@ class Fit:
         model: VisionTransformer,
         grid: tuple[int, int],
         reset_head: bool,
+        fresh_reducer: bool,
     ):
-        self._source, self._model, self._grid, self._reset_head = source, model, grid, reset_head
+        self._source, self._model, self._grid = source, model, grid
+        self._reset_head, self._fresh_reducer = reset_head, fresh_reducer
         self._entries = naming.entries(model.depth)
         images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -71,7 +73,7 @@ class Fit:
         return traverse_util.unflatten_dict(found, sep="/")
 
     def reducer_weights(self, extra: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
-        """Given ones, the checkpoint's, or fresh ones."""
+        """Given ones, the checkpoint's, or, where that was asked for, fresh ones."""
         reducer, arrays = self._model.reducer, self._source.arrays
         stored = {
             path.removeprefix(REDUCER): array
@@ -80,7 +82,7 @@ class Fit:
         }
         if extra is not None:
             weights = reducer.import_weights(dict(extra))
-        elif stored:
+        elif stored or not self._fresh_reducer:
             weights = traverse_util.unflatten_dict(stored, sep="/")
         else:
             return reducer.init(jax.random.key(0), self._model.shape)
@@ -154,6 +156,12 @@ class Fit:
         hints = {why for key, why in FOREIGN.items() if any(key in name for name in left_over)}
         listed += [f"this model has no {why}" for why in sorted(hints)]
         unfit = {*self._missing, *left_over, *(entry.split(" ")[0] for entry in self._misshapen)}
+        if any(name.startswith(REDUCER) for name in self._missing):
+            kind = type(self._model.reducer).__name__
+            listed.append(
+                f"{kind} is learned: expected its weights as extra_weights, or fresh_reducer to "
+                "train them"
+            )
         if unfit <= self._heads():
             listed.append("reset_head starts with a fresh head")
         raise InputError(f"{self._source.path} does not fit the model; {'; '.join(listed)}")

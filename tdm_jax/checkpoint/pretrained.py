@@ -62,6 +62,7 @@ def load_pretrained(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     reset_head: bool = False,
+    fresh_reducer: bool = False,
     extra_weights: Mapping[str, np.ndarray] | None = None,
     ema: bool = False,
     **overrides: Any,
@@ -81,13 +82,14 @@ def load_pretrained(
       image_size: height and width in pixels, or one number for both; the position embedding is
         resized if the grid of patches differs.
       reset_head: start with a fresh head (or two), whatever the checkpoint has.
+      fresh_reducer: let a learned reducer whose weights the checkpoint lacks start fresh, to be
+        trained.
       extra_weights: of a learned reducer, by the names of its original program.
       ema: take the moving average of a training checkpoint's weights.
       **overrides: further fields of `VisionTransformer`, or `layers` for the reducer.
 
     Returns:
-      The model, and parameters in float32 as `model.init` would return them. A learned reducer
-      without weights in the checkpoint or `extra_weights` starts fresh.
+      The model, and parameters in float32 as `model.init` would return them.
 
     Raises:
       InputError: the file is unreadable; the architecture cannot be told; or entries are missing,
@@ -100,6 +102,7 @@ def load_pretrained(
         reducer,
         keep_rate,
         reset_head=reset_head,
+        fresh_reducer=fresh_reducer,
         extra_weights=extra_weights,
         **given,
         **overrides,
@@ -113,6 +116,7 @@ def load(
     keep_rate: float | tuple[float, ...] | None = None,
     *,
     reset_head: bool = False,
+    fresh_reducer: bool = False,
     extra_weights: Mapping[str, np.ndarray] | None = None,
     **overrides: Any,
 ) -> Loaded:
@@ -123,7 +127,7 @@ def load(
         model = create_model("vit", reducer, keep_rate, **{**fields, **overrides})
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
-    fit = Fit(source, naming, model, grid, reset_head)
+    fit = Fit(source, naming, model, grid, reset_head, fresh_reducer)
     params = fit.parameters()
     if model.reducer.learned:
         params["reducer"] = fit.reducer_weights(extra_weights)

@@ -406,8 +406,13 @@ class TestReducerWeights:
         _, plain = load_pretrained(path)
         assert "reducer" not in plain["params"]
 
-    def test_start_fresh_otherwise(self, learned, tiny, tmp_path):
-        _, params = load_pretrained(tmp_path / "described.safetensors", learned)
+    def test_are_asked_for_by_name(self, learned, tiny, tmp_path):
+        with pytest.raises(InputError, match=r"missing: reducer/.*expected its weights as extra"):
+            load_pretrained(tmp_path / "described.safetensors", learned)
+
+    def test_start_fresh_when_told(self, learned, tiny, tmp_path):
+        path = tmp_path / "described.safetensors"
+        _, params = load_pretrained(path, learned, fresh_reducer=True)
         expected = _random_params(create_model("vit", learned, **TINY))
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
 
