@@ -1,0 +1,406 @@
+"""One table of all methods, and the properties that each of them must have.
+
+A method is looked at twice: alone, its hooks driven through three blocks that compute nothing
+(`Drive`), and inside a small transformer whose batch is sharded over eight devices (`Network`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tdm_jax import create_model, make_reducer, unmerge
+from tdm_jax.attention import AttentionView
+from tdm_jax.reduction import Step, ViTShape, plan
+from tdm_jax.tokens import TokenState, take
+
+BATCH, GRID, WIDTH, HEADS, CLASSES = 8, (4, 6), 32, 2, 5
+PATCHES = GRID[0] * GRID[1]
+# Each program here runs a few times only: quick to compile beats quick to run.
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method with settings, and what its definition exempts it from.
+
+    Attributes:
+      name: of the method.
+      settings: for `make_reducer`, beside layers.
+      class_token: whether the model has one; if so also a distillation and two register tokens.
+      drops: tokens are dropped, so sizes need not sum to the number of patches.
+      by_position: the choice depends on where a token stands, or on chance drawn by position.
+      chance: the draw differs by place in the batch.
+      gathers: what leaves are input tokens themselves, so that others get no gradient.
+      returns: all patches are back at the end.
+      build: builds the reducer for a depth, where a method knows no layers.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    class_token: bool = True
+    drops: bool = False
+    by_position: bool = False
+    chance: bool = False
+    gathers: bool = False
+    returns: bool = False
+    build: Callable[[int], Any] | None = None
+
+    def __str__(self) -> str:
+        settings = [f"{key}={value}" for key, value in self.settings]
+        return ",".join([self.name, *settings, *["bare"] * (not self.class_token)])
+
+    def reducer(self, layers: tuple[int, ...]) -> Any:
+        if self.build is not None:
+            return self.build(layers[-1] + 1)
+        settings = dict(self.settings)
+        if self.name != "none":
+            settings["layers"] = layers
+            if not settings.keys() & {"keep_rate", "r", "counts"}:
+                settings["keep_rate"] = 0.6
+        return make_reducer(self.name, **settings)
+
+    @property
+    def prefix(self) -> int:
+        return 4 if self.class_token else 0
+
+
+def pruning(name: str, **options: Any) -> Row:
+    return Row(name, drops=True, gathers=True, **options)
+
+
+def slimmed(depth: int) -> Any:
+    """PS-ViT with every other patch, then the last ones of these."""
+    odd = tuple(range(1, PATCHES, 2))
+    return make_reducer("psvit", sets=tuple(odd[i:] for i in range(depth + 1)))
+
+
+def halting(depth: int) -> Any:
+    """A-ViT with a gate that opens on random tokens."""
+    return make_reducer("avit", scale=2.0, center=1.0)
+
+
+def halting_in_slots(depth: int) -> Any:
+    return make_reducer("avit", scale=2.0, center=1.0, counts=(15, 9)[: depth - 1])
+
+
+ROWS = (
+    Row("none"),
+    pruning("random", by_position=True, chance=True),
+    pruning("topk"),
+    pruning("topk", settings=(("importance", "mean"),)),
+    pruning("topk", settings=(("importance", "key_norm"),), class_token=False),
+    Row("evit"),
+    Row("evit", (("importance", "mean"),), class_token=False),
+    Row("tdm"),
+    Row("tdm", (("preset", "published"),)),
+    Row("tdm", (("preset", "diversity"),)),
+    pruning("tdm", settings=(("preset", "importance"),)),
+    Row("tdm", (("importance", "key_norm"),)),
+    Row("tdm", (("importance", "mean"),), class_token=False),
+    Row("topk+tdm", (("attentive_merge", "cluster"),)),
+    Row("evit+tdm"),
+    Row("tome", (("r", 7),), by_position=True),
+    Row("tome", (("r", 7),), class_token=False, by_position=True),
+    Row("dpcknn"),
+    Row("kmedoids", gathers=True),
+    Row("sinkhorn"),
+    Row("patchmerger"),
+    Row("sit"),
+    pruning("dyvit"),
+    Row("dyvit+tdm"),
+    Row("spvit"),
+    Row("spvit", (("gate", True),), class_token=False),
+    Row("spvit+tdm"),
+    pruning("svite"),
+    Row("svite+tdm"),
+    pruning("iared2"),
+    Row("iared2+tdm"),
+    Row("evovit", (("head", "class"),), returns=True),
+    Row("evovit+tdm", (("head", "class"),), returns=True),
+    pruning("ats", by_position=True),
+    Row("ats+tdm", by_position=True),
+    Row("avit", build=halting, returns=True),
+    Row("avit", (("counts", True),), build=halting_in_slots, returns=True),
+    pruning("psvit", by_position=True, build=slimmed),
+)
+
+
+@pytest.fixture(scope="module", params=ROWS, ids=str)
+def row(request):
+    return request.param
+
+
+class Drive:
+    """The hooks of a method through three blocks that compute nothing, on random attention."""
+
+    def __init__(self, row: Row):
+        self.row, self.reducer = row, row.reducer((1, 2))
+        self.shape = ViTShape(GRID, 3, WIDTH, HEADS, row.prefix, row.class_token)
+        self.weights = self.reducer.init(jax.random.key(7), self.shape)
+        keys = jax.random.split(jax.random.key(0), 3)
+        self.prefix = jax.random.normal(keys[0], (BATCH, row.prefix, WIDTH))
+        self.tokens = jax.random.normal(keys[1], (BATCH, PATCHES, WIDTH))
+        total = row.prefix + PATCHES
+        self.qkv = 2 * jax.random.normal(keys[2], (BATCH, 3, 3, total, HEADS, WIDTH // HEADS))
+
+    def __call__(self, prefix: Any, tokens: Any, qkv: Any) -> TokenState:
+        state = TokenState.start(prefix, tokens, keep_last=True)
+        for layer in range(3):
+            step = Step(layer=layer, shape=self.shape, train=False, weights=self.weights)
+            state = self.reducer.before_block(state, step)
+            sees = state.prefix.shape[1] + state.count
+            q, k, v = (qkv[:, layer, i, :sees].astype(tokens.dtype) for i in range(3))
+            weight = self.reducer.key_weight(state, step)
+            assert weight is None or weight.shape == (tokens.shape[0], sees)
+            view = AttentionView(q, k, v, None, state.prefix.shape[1])
+            state = self.reducer.after_attention(state, step, view)
+            state = self.reducer.after_block(state, step)
+        return self.reducer.finish(state, self.shape)
+
+    @functools.cached_property
+    def eager(self) -> TokenState:
+        return self(self.prefix, self.tokens, self.qkv)
+
+    @functools.cached_property
+    def by_image(self) -> Any:
+        """The compiled hooks on each image alone: a gradient, and tokens, source map, kinds."""
+
+        def of_image(tokens, prefix, qkv):
+            state = self(prefix[None], tokens[None], qkv[None])
+            weights = jnp.cos(jnp.arange(state.tokens.size)).reshape(state.tokens.shape)
+            return (state.tokens * weights).sum(), (state.tokens[0], state.assign[0], state.kind[0])
+
+        run = jax.jit(jax.vmap(jax.grad(of_image, has_aux=True)))
+        return run.lower(self.tokens, self.prefix, self.qkv).compile(QUICKLY)
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        return self.by_image(self.tokens, self.prefix, self.qkv)
+
+
+@pytest.fixture(scope="module")
+def drive(row):
+    return Drive(row)
+
+
+def test_counts_are_the_scheduled_ones(row, drive):
+    scheduled = plan(drive.reducer, drive.shape)[-1].out
+    assert drive.eager.tokens.shape == (BATCH, scheduled, WIDTH)
+    assert scheduled == PATCHES if row.name == "none" or row.returns else scheduled < PATCHES
+
+
+def test_prefix_tokens_pass(drive):
+    # A-ViT sums up its blocks' outputs, with weights that add up to 1.
+    np.testing.assert_allclose(drive.eager.prefix, drive.prefix, rtol=1e-6)
+
+
+def test_sizes_count_the_patches_that_the_source_map_assigns(row, drive):
+    state = drive.eager
+    count = state.count
+    assert state.assign.shape == (BATCH, PATCHES)
+    for assign, size in zip(np.asarray(state.assign), np.asarray(state.size), strict=True):
+        np.testing.assert_array_equal(np.bincount(assign[assign >= 0], minlength=count), size)
+        assert (assign >= -1).all()
+    assert (state.assign < 0).any() if row.drops else (state.size.sum(1) == PATCHES).all()
+
+
+def test_dropped_patches_leave_their_last_value(drive):
+    # The blocks compute nothing, so a patch that was never merged still has its first value.
+    dropped = np.asarray(drive.eager.assign) < 0
+    np.testing.assert_array_equal(
+        np.asarray(drive.eager.last)[dropped], np.asarray(drive.tokens)[dropped]
+    )
+
+
+def test_compiled_image_by_image_equals_eager(row, drive):
+    _, (tokens, assign, kind) = drive.compiled
+    if row.chance:
+        assert tokens.shape == drive.eager.tokens.shape
+        return
+    np.testing.assert_array_equal(assign, drive.eager.assign)
+    np.testing.assert_array_equal(kind, drive.eager.kind)
+    np.testing.assert_allclose(tokens, drive.eager.tokens, atol=1e-5)
+
+
+def test_gradients_reach_the_tokens(row, drive):
+    gradient, (tokens, *_) = drive.compiled
+    assert np.isfinite(gradient).all()
+    reached = (np.abs(gradient) > 0).any(-1)
+    if row.gathers:
+        np.testing.assert_array_equal(reached.sum(1), tokens.shape[1])
+    else:
+        assert reached.all()
+
+
+def test_bfloat16_chooses_alike(row, drive):
+    rounded = [x.astype(jnp.bfloat16) for x in (drive.tokens, drive.prefix, drive.qkv)]
+
+    def run(tokens, prefix, qkv):
+        state = drive(prefix, tokens, qkv)
+        return state.tokens, state.assign
+
+    tokens, assign = jax.jit(run).lower(*rounded).compile(QUICKLY)(*rounded)
+    assert tokens.dtype == jnp.bfloat16
+    if row.chance:
+        return
+    _, (expected, chosen, _) = drive.by_image(*(x.astype(jnp.float32) for x in rounded))
+    # The second stage sees rounded tokens, and may settle a close call otherwise.
+    assert (assign == chosen).mean() > 0.9
+    same = np.asarray((assign == chosen).all(1))
+    assert same.any()
+    np.testing.assert_allclose(tokens.astype(jnp.float32)[same], expected[same], atol=0.06)
+
+
+class Network:
+    """A transformer of two blocks with a stage in the second, its batch sharded over 8 devices."""
+
+    def __init__(self, row: Row):
+        self.model = create_model(
+            "vit",
+            row.reducer((1,)),
+            image_size=(8 * GRID[0], 8 * GRID[1]),
+            patch_size=8,
+            width=WIDTH,
+            depth=2,
+            num_heads=HEADS,
+            num_classes=CLASSES,
+            class_token=row.class_token,
+            distilled=row.class_token,
+            num_registers=2 * row.class_token,
+        )
+        self.images = jax.random.normal(jax.random.key(1), (BATCH, 8 * GRID[0], 8 * GRID[1], 3))
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), self.images)
+        draw = np.random.default_rng(2)
+        # Larger than at initialisation, so that attention is uneven.
+        self.params = jax.tree.map(
+            lambda leaf: jnp.asarray(0.3 * draw.standard_normal(leaf.shape), leaf.dtype), shapes
+        )
+        self.traces = 0
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        self.split = NamedSharding(mesh, PartitionSpec("data"))
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.forward = jax.jit(self._forward, in_shardings=(self.whole, self.split))
+
+    def _forward(self, params, images):
+        self.traces += 1
+        logits, info = self.model.apply(params, images, return_info=True)
+        return logits, info, unmerge(info), unmerge(info, fill=-7.0)
+
+    @functools.cached_property
+    def compiled(self):
+        return self.forward.lower(self.params, self.images).compile(QUICKLY)
+
+    def __call__(self, params, images):
+        return self.compiled(jax.device_put(params, self.whole), jax.device_put(images, self.split))
+
+    @functools.cached_property
+    def answer(self):
+        return self(self.params, self.images)
+
+
+@pytest.fixture(scope="module")
+def network(row):
+    return Network(row)
+
+
+def test_the_transformer_has_the_scheduled_tokens(row, network):
+    logits, info, *_ = network.answer
+    assert logits.shape == (BATCH, CLASSES)
+    assert np.isfinite(logits).all()
+    assert info.tokens == tuple(block.out for block in network.model.schedule)
+    assert info.features.shape == (BATCH, row.prefix + info.tokens[-1], WIDTH)
+    assert info.size.shape == (BATCH, info.tokens[-1])
+
+
+def test_no_collective_when_the_batch_is_sharded(network):
+    program = network.compiled.as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in program
+
+
+def test_permuting_the_patches_changes_nothing_but_order(row, network):
+    order = np.random.default_rng(3).permutation(PATCHES)
+    rows, columns = GRID
+    patches = network.images.reshape(BATCH, rows, 8, columns, 8, 3).swapaxes(2, 3)
+    patches = patches.reshape(BATCH, PATCHES, 8, 8, 3)[:, order]
+    images = patches.reshape(BATCH, rows, columns, 8, 8, 3).swapaxes(2, 3)
+    position = network.params["params"]["pos_embed"]
+    placed = position.shape[1] - PATCHES
+    moved = jnp.concatenate([position[:, :placed], position[:, placed:][:, order]], axis=1)
+    params = {"params": {**network.params["params"], "pos_embed": moved}}
+    logits, info, *_ = network(params, images.reshape(network.images.shape))
+    before, old, *_ = network.answer
+    if row.by_position:
+        groups, grouped = (
+            assign[:, :, None] == assign[:, None, :] for assign in (info.assign, old.assign[:, order])
+        )
+        # A choice in the last block shows in the source map alone.
+        assert np.abs(logits - before).max() > 1e-3 or (groups != grouped).any()
+        return
+    np.testing.assert_allclose(logits, before, atol=1e-4)
+    # What stands for a patch is the same token, wherever it is in the output.
+    stands = take(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
+    stood = take(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
+    alive = np.asarray(info.assign) >= 0
+    np.testing.assert_array_equal(alive, np.asarray(old.assign)[:, order] >= 0)
+    np.testing.assert_allclose(np.asarray(stands)[alive], np.asarray(stood)[alive], atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(network):
+    others = network.images.at[1:].set(network.images[1:][::-1] * 3)
+    logits, info, *_ = network(network.params, others)
+    before, old, *_ = network.answer
+    np.testing.assert_array_equal(logits[0], before[0])
+    np.testing.assert_array_equal(info.assign[0], old.assign[0])
+
+
+def test_unmerge_returns_the_full_grid(network):
+    _, info, dense, filled = network.answer
+    assert dense.shape == filled.shape == (BATCH, PATCHES, WIDTH)
+    assert np.isfinite(dense).all()
+    assign, features = np.asarray(info.assign), np.asarray(info.features)[:, info.prefix :]
+    for image, patch in [(0, 0), (3, 7), (7, PATCHES - 1)]:
+        token = assign[image, patch]
+        expected = np.full(WIDTH, -7.0) if token < 0 else features[image, token]
+        np.testing.assert_array_equal(filled[image, patch], expected)
+    kept = assign >= 0
+    np.testing.assert_array_equal(np.asarray(dense)[kept], np.asarray(filled)[kept])
+
+
+def test_one_trace_per_shape(network):
+    network.forward.lower(network.params, network.images)
+    traces = network.traces
+    network.forward.lower(network.params, network.images + 1)
+    assert network.traces == traces
+    network.forward.lower(network.params, jnp.zeros((16, *network.images.shape[1:])))
+    assert network.traces == traces + 1
+
+
+@pytest.mark.parametrize("name", ["tdm", "kmedoids"])
+def test_rematerialisation_changes_nothing(name):
+    # K-Medoids hands something from block to block, TDM does most within one.
+    network = Network(Row(name))
+
+    def loss(remat, params):
+        logits = network.model.clone(remat=remat).apply(params, network.images[:2])
+        return (logits**2).sum()
+
+    values, gradients = zip(
+        *(
+            jax.jit(jax.value_and_grad(functools.partial(loss, remat)))
+            .lower(network.params)
+            .compile(QUICKLY)(network.params)
+            for remat in (False, True)
+        ),
+        strict=True,
+    )
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    for plain, again in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(plain, again, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,37 @@
+"""DPC-KNN: equal to its original, and its weights."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax import make_reducer
+from tdm_jax.errors import InputError
+from tdm_jax.reduction import Step, ViTShape
+from tdm_jax.tokens import TokenState
+
+
+@pytest.mark.parametrize("keep_rate", [0.7, 0.5])
+def test_equals_the_original(answer, golden, keep_rate):
+    expected = golden(f"dpcknn_keep{keep_rate}")
+    logits, info = answer(make_reducer("dpcknn", keep_rate=keep_rate))
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
+    assert [n + 1 for n in info.tokens] == expected["tokens"].tolist()
+    assert [info.tokens[i] for i in (3, 6, 9)] == expected["clusters"].tolist()
+
+
+def test_a_cluster_is_the_mean_of_its_tokens_or_of_their_patches():
+    tokens = jnp.array([[[0.0], [1.0], [50.0]]])
+    state = TokenState.start(jnp.zeros((1, 0, 1)), tokens).replace(size=jnp.array([[1.0, 3, 2]]))
+    step = Step(layer=1, shape=ViTShape((1, 3), 2, 1, 1, 0), train=False, weights={})
+    for weight, near in (("uniform", 0.5), ("size", 0.75)):
+        reducer = make_reducer("dpcknn", counts=(2,), layers=(1,), weight=weight)
+        after = reducer.reduce(state, step, None)
+        np.testing.assert_allclose(np.sort(after.tokens[0, :, 0]), [near, 50.0])
+        np.testing.assert_allclose(np.sort(after.size[0]), [2, 4])
+
+
+def test_bad_settings():
+    with pytest.raises(InputError, match="neighbors must be at least 1; got 0"):
+        make_reducer("dpcknn", neighbors=0)
+    with pytest.raises(InputError, match="unknown DPCKNN weight 'score'"):
+        make_reducer("dpcknn", weight="score")
