@@ -144,7 +144,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def _pick(source: DataConfig, count: int) -> tuple[UInt8[np.ndarray, "b h w c"], list[int]]:
     """Images spread over the validation split, as a model sees them, and their labels."""
     split = data.open_source(source, "validation")
-    transform = transforms.eval_transform(source)
+    transform = transforms.EvalTransform(source)
     pixels, labels = [], []
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).astype(int):
         record = split[int(index)]
