@@ -9,8 +9,12 @@ def progress(workdir, start=0, steps=10, **settings):
     return Progress(workdir, start=start, steps=steps, batch_size=4, **settings)
 
 
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def steps_of(workdir):
-    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    return [line["step"] for line in lines_of(workdir)]
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def interrupted(tmp_path):
 
 
 def test_lines_are_json_even_of_what_json_cannot_say(interrupted):
-    lines = [json.loads(line) for line in (interrupted / "metrics.jsonl").open()]
+    lines = lines_of(interrupted)
     assert lines[0]["loss"] == 0.5
     assert lines[0]["grad_norm"] is None
     assert lines[0]["keep_rate"] == [0.7, 0.5]
