@@ -179,7 +179,7 @@ def explorer(
     methods: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         run = jax.jit(lambda p, x, model=entry.model: model.apply(p, x, return_info=True))
-        logits, info = jax.device_get(run(entry.params, images))
+        logits, info = run(entry.params, images)
         shares = jax.device_get(jax.nn.softmax(logits, axis=-1))
         rate = entry.label.removeprefix(entry.method).removesuffix(entry.training).strip()
         method = f"{entry.method}, {entry.training}" if entry.training else entry.method
