@@ -1,7 +1,8 @@
 """One table of all methods, and the properties that each of them must have.
 
-A method is looked at twice: alone, its hooks driven through three blocks that compute nothing
-(`Drive`), and inside a small transformer whose batch is sharded over eight devices (`Network`).
+A method is looked at twice: one stage alone, its hooks driven through blocks that compute nothing
+(`Drive`), and two stages inside a small transformer whose batch is sharded over eight devices
+(`Network`).
 """
 
 import dataclasses
@@ -138,21 +139,21 @@ def row(request):
 
 
 class Drive:
-    """The hooks of a method through three blocks that compute nothing, on random attention."""
+    """The hooks of a method through two blocks that compute nothing, on random attention."""
 
     def __init__(self, row: Row):
-        self.row, self.reducer = row, row.reducer((1, 2))
-        self.shape = ViTShape(GRID, 3, WIDTH, HEADS, row.prefix, row.class_token)
+        self.reducer = row.reducer((1,))
+        self.shape = ViTShape(GRID, 2, WIDTH, HEADS, row.prefix, row.class_token)
         self.weights = self.reducer.init(jax.random.key(7), self.shape)
         keys = jax.random.split(jax.random.key(0), 3)
         self.prefix = jax.random.normal(keys[0], (BATCH, row.prefix, WIDTH))
         self.tokens = jax.random.normal(keys[1], (BATCH, PATCHES, WIDTH))
         total = row.prefix + PATCHES
-        self.qkv = 2 * jax.random.normal(keys[2], (BATCH, 3, 3, total, HEADS, WIDTH // HEADS))
+        self.qkv = 2 * jax.random.normal(keys[2], (BATCH, 2, 3, total, HEADS, WIDTH // HEADS))
 
     def __call__(self, prefix: Any, tokens: Any, qkv: Any) -> TokenState:
         state = TokenState.start(prefix, tokens, keep_last=True)
-        for layer in range(3):
+        for layer in range(2):
             step = Step(layer=layer, shape=self.shape, train=False, weights=self.weights)
             state = self.reducer.before_block(state, step)
             sees = state.prefix.shape[1] + state.count
@@ -201,16 +202,6 @@ def test_prefix_tokens_pass(drive):
     np.testing.assert_allclose(drive.eager.prefix, drive.prefix, rtol=1e-6)
 
 
-def test_sizes_count_the_patches_that_the_source_map_assigns(row, drive):
-    state = drive.eager
-    count = state.count
-    assert state.assign.shape == (BATCH, PATCHES)
-    for assign, size in zip(np.asarray(state.assign), np.asarray(state.size), strict=True):
-        np.testing.assert_array_equal(np.bincount(assign[assign >= 0], minlength=count), size)
-        assert (assign >= -1).all()
-    assert (state.assign < 0).any() if row.drops else (state.size.sum(1) == PATCHES).all()
-
-
 def test_dropped_patches_leave_their_last_value(drive):
     # The blocks compute nothing, so a patch that was never merged still has its first value.
     dropped = np.asarray(drive.eager.assign) < 0
@@ -251,24 +242,22 @@ def test_bfloat16_chooses_alike(row, drive):
     if row.chance:
         return
     _, (expected, chosen, _) = drive.by_image(*(x.astype(jnp.float32) for x in rounded))
-    # The second stage sees rounded tokens, and may settle a close call otherwise.
-    assert (assign == chosen).mean() > 0.9
-    same = np.asarray((assign == chosen).all(1))
-    assert same.any()
-    np.testing.assert_allclose(tokens.astype(jnp.float32)[same], expected[same], atol=0.06)
+    # Scores and distances are float32's: equal tokens, equal choices.
+    np.testing.assert_array_equal(assign, chosen)
+    np.testing.assert_allclose(tokens.astype(jnp.float32), expected, atol=0.05)
 
 
 class Network:
-    """A transformer of two blocks with a stage in the second, its batch sharded over 8 devices."""
+    """Three blocks, with stages in the last two; the batch is sharded over 8 devices."""
 
     def __init__(self, row: Row):
         self.model = create_model(
             "vit",
-            row.reducer((1,)),
+            row.reducer((1, 2)),
             image_size=(8 * GRID[0], 8 * GRID[1]),
             patch_size=8,
             width=WIDTH,
-            depth=2,
+            depth=3,
             num_heads=HEADS,
             num_classes=CLASSES,
             class_token=row.class_token,
@@ -319,6 +308,15 @@ def test_the_transformer_has_the_scheduled_tokens(row, network):
     assert info.size.shape == (BATCH, info.tokens[-1])
 
 
+def test_sizes_count_the_patches_that_the_source_map_assigns(row, network):
+    info = network.answer[1]
+    assert info.assign.shape == (BATCH, PATCHES)
+    for assign, size in zip(np.asarray(info.assign), np.asarray(info.size), strict=True):
+        np.testing.assert_array_equal(np.bincount(assign[assign >= 0], minlength=len(size)), size)
+        assert (assign >= -1).all()
+    assert (info.assign < 0).any() if row.drops else (info.size.sum(1) == PATCHES).all()
+
+
 def test_no_collective_when_the_batch_is_sharded(network):
     program = network.compiled.as_text()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
@@ -338,11 +336,7 @@ def test_permuting_the_patches_changes_nothing_but_order(row, network):
     logits, info, *_ = network(params, images.reshape(network.images.shape))
     before, old, *_ = network.answer
     if row.by_position:
-        groups, grouped = (
-            assign[:, :, None] == assign[:, None, :] for assign in (info.assign, old.assign[:, order])
-        )
-        # A choice in the last block shows in the source map alone.
-        assert np.abs(logits - before).max() > 1e-3 or (groups != grouped).any()
+        assert np.abs(logits - before).max() > 1e-3
         return
     np.testing.assert_allclose(logits, before, atol=1e-4)
     # What stands for a patch is the same token, wherever it is in the output.
