@@ -113,7 +113,11 @@ def html_table(
         kind = "text" if column.show is None else "number"
         return f'<td class="{kind}">{text}</td>'
 
-    head = "".join(f'<th scope="col">{html.escape(column.heading)}</th>' for column in shown)
+    kinds = ["text" if column.show is None else "number" for column in shown]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{html.escape(column.heading)}</th>'
+        for kind, column in zip(kinds, shown, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(cell(row, c) for c in shown)}</tr>" for row in records)
     return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
 
