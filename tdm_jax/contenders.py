@@ -19,10 +19,10 @@ from jaxtyping import PyTree
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError
-from tdm_jax.experiment import trained_model
 from tdm_jax.models import MODELS, create_model
 from tdm_jax.reduction import Reducer, StageReducer, make_reducer
 from tdm_jax.vit import VisionTransformer
+from tdm_jax.workdir import trained_model
 
 BASELINE = "none"
 

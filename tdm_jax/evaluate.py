@@ -17,23 +17,25 @@ from typing import Any
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import PyTree
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from tdm_jax import cli, cost, data, experiment, machine, metrics, partition, tables
-from tdm_jax.checkpoint import load_pretrained
+from tdm_jax.checkpoint import Store, load_pretrained
 from tdm_jax.contenders import parse_method
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
+from tdm_jax.losses import NO_DISTILLATION
 from tdm_jax.partition import MeshConfig
 from tdm_jax.reduction import Reducer, StageReducer
 from tdm_jax.settings import Settings, parse
 from tdm_jax.tables import COLUMNS, Column
 from tdm_jax.train_step import lower_eval_step
 from tdm_jax.vit import VisionTransformer
+from tdm_jax.workdir import CHECKPOINTS, settings_of
 
 
 class Evaluator:
@@ -138,6 +140,30 @@ def evaluate(
     }
 
 
+def trained(
+    workdir: Path, settings: Settings, *, ema: bool = False
+) -> tuple[VisionTransformer, PyTree]:
+    """The model and the parameters of a training's last checkpoint, whether it goes on or not.
+
+    Raises:
+      InputError: nothing was saved yet, or there are no averaged weights.
+    """
+    if ema and settings.optim.ema_decay == 0.0:
+        raise InputError(f"{workdir} keeps no averaged weights (optim.ema_decay is 0)")
+    run = experiment.make_experiment(dataclasses.replace(settings, distill=NO_DISTILLATION))
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        run.abstract_state(),
+    )
+    store = Store(workdir / CHECKPOINTS, read_only=True)
+    found = store.restore(abstract)
+    store.close()
+    if found is None:
+        raise InputError(f"{workdir} has no checkpoint yet")
+    return run.model, found[1].ema if ema else found[1].params
+
+
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     flags.DEFINE_string("checkpoint", None, "A working directory, or what load_pretrained reads.")
@@ -158,13 +184,13 @@ def main() -> None:
     """The command."""
     given = flags.FLAGS
     path = Path(given.checkpoint)
-    settings = experiment.settings_of(path)
+    settings = settings_of(path)
     mesh = partition.make_mesh(MeshConfig())
     methods = _reducers(settings)
     if settings is None:
         model, params = load_pretrained(path, methods[0][1], ema=given.ema)
     else:
-        model, params = experiment.trained(path, settings, ema=given.ema)
+        model, params = trained(path, settings, ema=given.ema)
     source = _data(model, settings)
     rows = [
         evaluate(path.name, name, model.clone(reducer=reducer), params, source, mesh)

@@ -1,32 +1,25 @@
 """From checked settings to all that a training run is made of, before anything is compiled."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from tdm_jax import data, optim
-from tdm_jax.checkpoint import Store, describe, load_pretrained
-from tdm_jax.checkpoint.store import is_saved_model
+from tdm_jax.checkpoint import describe, load_pretrained
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.keep_rate import Phase, phases
-from tdm_jax.losses import NO_DISTILLATION
+from tdm_jax.keep_rate import Phase, at_keep_rate, phases
 from tdm_jax.models import create_model
 from tdm_jax.reduction import Reducer, make_reducer
-from tdm_jax.settings import Settings, parse
+from tdm_jax.settings import Settings
 from tdm_jax.train_step import Recipe, TrainState, init_state
 from tdm_jax.vit import VisionTransformer
+from tdm_jax.workdir import trained_model
 
-# Names in a training's working directory.
-CONFIG, CHECKPOINTS, MODEL, MODEL_EMA = "config.json", "checkpoints", "model", "model_ema"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -40,6 +33,8 @@ class Experiment:
       steps: length of the training.
       steps_per_epoch: need not be whole.
       phases: the keep rate's way, one compiled step each; their first steps ascend from 0.
+      evaluated: what to evaluate, by the prefix of its metrics: "" is the model itself, then the
+        further keep rates.
     """
 
     settings: Settings
@@ -47,6 +42,7 @@ class Experiment:
     steps: int
     steps_per_epoch: float
     phases: tuple[Phase, ...]
+    evaluated: dict[str, VisionTransformer]
 
     @property
     def model(self) -> VisionTransformer:
@@ -115,9 +111,13 @@ def make_experiment(
         teacher=teacher,
     )
     way = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
-    for phase in way:
-        _check_same_weights(model, model.clone(reducer=phase.reducer))
-    return Experiment(settings, recipe, steps, steps_per_epoch, way)
+    evaluated = {"": model} | {
+        f"keep{rate:g}/": model.clone(reducer=at_keep_rate(model.reducer, rate))
+        for rate in settings.eval.keep_rates
+    }
+    for variant in (*(model.clone(reducer=phase.reducer) for phase in way), *evaluated.values()):
+        _check_same_weights(model, variant)
+    return Experiment(settings, recipe, steps, steps_per_epoch, way, evaluated)
 
 
 def data_config(settings: Settings) -> DataConfig:
@@ -155,41 +155,6 @@ def reducer_of(given: dict[str, Any]) -> Reducer:
     return make_reducer(**chosen)
 
 
-def settings_of(workdir: Path) -> Settings | None:
-    """The settings of the training that `workdir` belongs to; None if it belongs to none."""
-    path = workdir / CONFIG
-    if not (path.is_file() and (workdir / CHECKPOINTS).is_dir()):
-        return None
-    try:
-        return parse(ConfigDict(json.loads(path.read_text(encoding="utf-8"))))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-
-
-def trained(
-    workdir: Path, settings: Settings, *, ema: bool = False
-) -> tuple[VisionTransformer, PyTree]:
-    """The model and the parameters of a training's last checkpoint, whether it goes on or not.
-
-    Raises:
-      InputError: nothing was saved yet, or there are no averaged weights.
-    """
-    if ema and settings.optim.ema_decay == 0.0:
-        raise InputError(f"{workdir} keeps no averaged weights (optim.ema_decay is 0)")
-    experiment = make_experiment(dataclasses.replace(settings, distill=NO_DISTILLATION))
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        experiment.abstract_state(),
-    )
-    store = Store(workdir / CHECKPOINTS, read_only=True)
-    found = store.restore(abstract)
-    store.close()
-    if found is None:
-        raise InputError(f"{workdir} has no checkpoint yet")
-    return experiment.model, found[1].ema if ema else found[1].params
-
-
 def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
     """The parameters of `settings.init_from`, on the host: every process has its own copy.
 
@@ -225,12 +190,6 @@ def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
     return model, jax.tree.map(np.asarray, params)
 
 
-def trained_model(path: str) -> Path:
-    """Where the weights lie: in `model/` of a training's working directory, else at `path`."""
-    inside = Path(path) / MODEL
-    return inside if is_saved_model(inside) else Path(path)
-
-
 def _dtype(name: str) -> Any:
     if name not in DTYPES:
         raise unknown("model.dtype", name, DTYPES)
@@ -247,5 +206,5 @@ def _check_same_weights(model: VisionTransformer, other: VisionTransformer) -> N
     if mine != theirs:
         raise InputError(
             f"the weights of {type(model.reducer).__name__} change shape with the keep rate; "
-            "expected keep_warmup.end_epoch=0 for this reducer"
+            "expected keep_warmup.end_epoch=0 and eval.keep_rates=()"
         )

@@ -5,6 +5,7 @@ The same command continues an interrupted run, on any number of devices. The wor
 reads) and `result.json`.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -22,37 +23,19 @@ from tdm_jax import cli, data, distributed, partition
 from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.experiment import (
-    CHECKPOINTS,
-    CONFIG,
-    MODEL,
-    MODEL_EMA,
-    Experiment,
-    initial_params,
-    load_teacher,
-    make_experiment,
-)
-from tdm_jax.files import write_text
-from tdm_jax.keep_rate import at_keep_rate
+from tdm_jax.experiment import Experiment, initial_params, load_teacher, make_experiment
 from tdm_jax.preemption import Preemption
 from tdm_jax.progress import Progress
 from tdm_jax.settings import parse
-from tdm_jax.train_step import TrainState, init_state, lower_train_step
-
-_RESULT = "result.json"
-# What may change when a run is continued: where and how it runs, not what it computes.
-_FREE = (
-    "mesh.",
-    "eval.",
-    "checkpoint.",
-    "log_every",
-    "tensorboard",
-    "profile_steps",
-    "data.data_dir",
-    "data.threads",
-    "data.workers",
-    "data.max_corrupt",
-    "data.eval_batch_size",
+from tdm_jax.train_step import Metrics, TrainState, init_state, lower_train_step
+from tdm_jax.workdir import (
+    CHECKPOINTS,
+    MODEL,
+    MODEL_EMA,
+    check_same_run,
+    read_result,
+    write_config,
+    write_result,
 )
 
 
@@ -78,33 +61,37 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     """
     settings = parse(config)
     workdir = Path(workdir)
+    check_same_run(workdir, config)
     teacher, teacher_params = load_teacher(settings)
     experiment = make_experiment(settings, teacher=teacher)
     mesh = partition.make_mesh(settings.mesh)
     partition.check_batch(
         mesh, experiment.data.batch_size, accumulate=settings.accumulate, name="data.batch_size"
     )
-    _claim(workdir, config)
-    if (workdir / _RESULT).exists():
-        return json.loads((workdir / _RESULT).read_text(encoding="utf-8"))
-    run = _Run(experiment, mesh, workdir, teacher_params)
-    try:
-        return run.train()
-    finally:
-        run.close()
+    result = read_result(workdir)
+    if result is not None:
+        return result
+    keep = settings.checkpoint
+    store = Store(workdir / CHECKPOINTS, keep_last=keep.keep_last, keep_best=keep.keep_best)
+    with contextlib.closing(store):
+        run = _Run(experiment, mesh, workdir, store, teacher_params)
+        write_config(workdir, config)
+        with contextlib.closing(run):
+            return run.train()
 
 
 class _Run:
     """One training with its files."""
 
     def __init__(
-        self, experiment: Experiment, mesh: Mesh, workdir: Path, teacher_params: PyTree
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        workdir: Path,
+        store: Store,
+        teacher_params: PyTree,
     ) -> None:
-        self.experiment, self.mesh, self.workdir = experiment, mesh, workdir
-        keep = experiment.settings.checkpoint
-        self.store = Store(
-            workdir / CHECKPOINTS, keep_last=keep.keep_last, keep_best=keep.keep_best
-        )
+        self.experiment, self.mesh, self.workdir, self.store = experiment, mesh, workdir, store
         abstract = experiment.abstract_state()
         self.shardings = partition.state_shardings(mesh, abstract)
         self.abstract = jax.tree.map(
@@ -117,6 +104,7 @@ class _Run:
         )
         self.state = self._restored() or self._fresh()
         self.profiling = False
+        self.update, self.previous = None, None
         self.start = int(self.state.step)
         self.progress = Progress(
             workdir,
@@ -131,44 +119,64 @@ class _Run:
 
     def train(self) -> dict[str, float]:
         """All steps that are left, and the last evaluation."""
-        settings, steps = self.experiment.settings, self.experiment.steps
+        steps = self.experiment.steps
         result: dict[str, float] = {}
-        batches = self._batches()
-        previous = None
-        with Preemption() as preemption:
+        with Preemption() as preemption, contextlib.closing(self._batches()) as batches:
             for done in range(self.start + 1, steps + 1):
-                update, keep_rate = self.compiled.at(done - 1)
-                self._profile(done)
-                batch = partition.place_batch(self.mesh, next(batches))
-                self.state, values = update(self.state, batch, self.teacher_params)
-                # At most one step in flight beside this one: the host must not run away.
-                jax.block_until_ready(previous)
-                previous = values["loss"]
-                self.progress.advance()
+                values, keep_rate = self._step(done, next(batches))
                 stop = preemption.requested(done)
-                evaluates = _due(done, settings.eval.every_epochs, self.experiment)
-                saves = stop or _due(done, settings.checkpoint.every_epochs, self.experiment)
-                if done % settings.log_every == 0 or evaluates or saves:
-                    self._report(done, values, keep_rate)
-                if evaluates:
-                    result = self._evaluate(done)
-                if saves:
-                    self._save(done, result if evaluates else None)
+                result = self._after(done, values, keep_rate, stop)
                 if stop:
                     self.progress.note(f"stopped at step {done}; the same command continues")
                     return {**result, "step": done}
         if not result:
             result = self._evaluate(steps)
-        self._finish(result)
-        return {**result, "step": steps}
+        self.store.wait()
+        self._save_models()
+        result = {**result, "step": steps}
+        write_result(self.workdir, result)
+        return result
+
+    def _step(self, number: int, batch: dict[str, Any]) -> tuple[Metrics, object]:
+        """One update; returns its metrics, perhaps still being computed, and its keep rate."""
+        update, keep_rate = self.compiled.at(number - 1)
+        if update is not self.update:
+            self._switch(update, keep_rate, number)
+        self._profile(number)
+        placed = partition.place_batch(self.mesh, batch)
+        self.state, values = update(self.state, placed, self.teacher_params)
+        # At most one step in flight beside this one: the host must not run away.
+        jax.block_until_ready(self.previous)
+        self.previous = values["loss"]
+        self.progress.advance()
+        return values, keep_rate
+
+    def _switch(self, update: Any, keep_rate: object, step: int) -> None:
+        if self.update is not None:
+            self.progress.note(f"step {step}: keep rate {keep_rate} from here on")
+        self.update = update
+        self.progress.restart_clock(step - 1)
+
+    def _after(self, step: int, values: Metrics, keep_rate: object, stop: bool) -> dict[str, float]:
+        """Reports, evaluates and saves what is due after a step; returns an evaluation, if any."""
+        settings = self.experiment.settings
+        evaluates = _due(step, settings.eval.every_epochs, self.experiment)
+        saves = stop or _due(step, settings.checkpoint.every_epochs, self.experiment)
+        if step % settings.log_every == 0 or evaluates or saves:
+            self._report(step, values, keep_rate)
+        result = self._evaluate(step) if evaluates else {}
+        if saves:
+            self.store.save(step, self.state, metrics=result or None)
+        if evaluates or saves:
+            self.progress.restart_clock(step)
+        return result
 
     def close(self) -> None:
-        """Ends threads and files; what is being saved is saved to the end."""
+        """Ends threads and files."""
         if self.profiling:
             jax.profiler.stop_trace()
         self.compiled.close()
         self.progress.close()
-        self.store.close()
 
     def _restored(self) -> TrainState | None:
         found = self.store.restore(self.abstract)
@@ -193,7 +201,7 @@ class _Run:
             process_count=jax.process_count(),
         )
 
-    def _report(self, step: int, values: dict[str, jax.Array], keep_rate: object) -> None:
+    def _report(self, step: int, values: Metrics, keep_rate: object) -> None:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.store.wait()
@@ -207,13 +215,8 @@ class _Run:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """The reducer's own keep rate, the further ones, and the averaged weights if there are."""
-        model, rates = self.experiment.model, self.experiment.settings.eval.keep_rates
-        variants = {"": model} | {
-            f"keep{rate:g}/": model.clone(reducer=at_keep_rate(model.reducer, rate))
-            for rate in rates
-        }
         result = {}
-        for prefix, variant in variants.items():
+        for prefix, variant in self.experiment.evaluated.items():
             if prefix not in self.evaluators:
                 self.evaluators[prefix] = Evaluator(
                     variant, self.experiment.data, self.mesh, self.abstract.params
@@ -226,9 +229,6 @@ class _Run:
         self.progress.evaluation(step, result)
         return result
 
-    def _save(self, step: int, result: dict[str, float] | None) -> None:
-        self.store.save(step, self.state, metrics=result)
-
     def _profile(self, step: int) -> None:
         window = self.experiment.settings.profile_steps
         if window and step == window[0]:
@@ -238,16 +238,15 @@ class _Run:
             jax.profiler.stop_trace()
             self.profiling = False
 
-    def _finish(self, result: dict[str, float]) -> None:
-        """Writes the trained model and the result, each whole or not at all."""
+    def _save_models(self) -> None:
+        """Writes the trained weights, and their average if there is one, for `load_pretrained`."""
         whole = jax.jit(lambda tree: tree, out_shardings=partition.replicated(self.mesh))
-        config = describe(self.experiment.model)
-        save_model(self.workdir / MODEL, config, whole(self.state.params), overwrite=True)
+        trees = {MODEL: self.state.params}
         if self.experiment.recipe.ema_decay > 0.0:
-            save_model(self.workdir / MODEL_EMA, config, whole(self.state.ema), overwrite=True)
-        if jax.process_index() == 0:
-            line = {"step": self.experiment.steps, **result}
-            write_text(self.workdir / _RESULT, json.dumps(line, indent=2) + "\n")
+            trees[MODEL_EMA] = self.state.ema
+        for name, tree in trees.items():
+            described = describe(self.experiment.model)
+            save_model(self.workdir / name, described, whole(tree), overwrite=True)
 
 
 class _CompiledSteps:
@@ -284,35 +283,6 @@ def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:
         return step == experiment.steps
     period = max(every_epochs * experiment.steps_per_epoch, 1.0)
     return math.floor(step / period) > math.floor((step - 1) / period)
-
-
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    """Marks `workdir` as this run's; refuses it if it is another's."""
-    mine = json.loads(config.to_json_best_effort())
-    path = workdir / CONFIG
-    if path.exists():
-        theirs = _flat(json.loads(path.read_text(encoding="utf-8")))
-        wanted = _flat(mine)
-        changed = [
-            f"{key} is {theirs.get(key)!r} there and {wanted.get(key)!r} here"
-            for key in sorted(theirs.keys() | wanted.keys())
-            if theirs.get(key) != wanted.get(key) and not key.startswith(_FREE)
-        ]
-        if changed:
-            raise InputError(
-                f"{workdir} holds a run of another configuration: {'; '.join(changed[:5])}; "
-                "expected the same one, or a new workdir"
-            )
-    if jax.process_index() == 0:
-        write_text(path, json.dumps(mine, indent=2) + "\n")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        name = prefix + key
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def define_flags() -> None:

@@ -227,6 +227,7 @@ def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
         ({"optim.warmup_epochs": 10.0}, "expected fewer than the 20 steps"),
         ({"distill.kind": "soft", "distill.teacher": "init_from"}, "init_from is empty"),
         ({"epochs": -1.0, "steps": 0}, "expected positive epochs or steps"),
+        ({"eval.keep_rates": (0.5,)}, "has no keep rate"),
         ({"profile_steps": (5,)}, r"profile_steps must be \(first, last\)"),
     ],
 )
@@ -248,8 +249,8 @@ def test_an_unknown_key_is_refused():
     ):
         parse(config)
     config = tiny_config()
-    config.steps = ConfigDict()
-    with pytest.raises(InputError, match="steps must be a int"):
+    config.optim = ConfigDict({"learning_rate": "fast"})
+    with pytest.raises(InputError, match=r"optim.learning_rate must be a float, got 'fast'"):
         parse(config)
 
 

@@ -1,0 +1,100 @@
+"""A training's working directory: what lies where, and whose it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from tdm_jax.checkpoint.store import is_saved_model
+from tdm_jax.errors import InputError
+from tdm_jax.files import write_text
+from tdm_jax.settings import Settings, parse
+
+CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+MODEL, MODEL_EMA = "model", "model_ema"
+# What may change when a run is continued: where and how it runs, not what it computes.
+_FREE = (
+    "mesh.",
+    "eval.",
+    "checkpoint.",
+    "log_every",
+    "tensorboard",
+    "profile_steps",
+    "data.data_dir",
+    "data.threads",
+    "data.workers",
+    "data.max_corrupt",
+    "data.eval_batch_size",
+)
+
+
+def check_same_run(workdir: Path, config: ConfigDict) -> None:
+    """Raises InputError if `workdir` has checkpoints of a run of another configuration."""
+    path = workdir / CONFIG
+    checkpoints = workdir / CHECKPOINTS
+    if not path.exists() or not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        return
+    theirs, mine = _flat(_read(path)), _flat(_plain(config))
+    changed = [
+        f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
+        for key in sorted(theirs.keys() | mine.keys())
+        if theirs.get(key) != mine.get(key) and not key.startswith(_FREE)
+    ]
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of another configuration: {'; '.join(changed[:5])}; "
+            "expected the same one, or a new workdir"
+        )
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Marks `workdir` as this run's."""
+    if jax.process_index() == 0:
+        write_text(workdir / CONFIG, json.dumps(_plain(config), indent=2) + "\n")
+
+
+def read_result(workdir: Path) -> dict[str, float] | None:
+    """What a finished run achieved; None if it is not finished."""
+    path = workdir / RESULT
+    return _read(path) if path.exists() else None
+
+
+def write_result(workdir: Path, result: dict[str, float]) -> None:
+    """Marks the run as finished."""
+    if jax.process_index() == 0:
+        write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def settings_of(workdir: Path) -> Settings | None:
+    """The settings of the training that `workdir` belongs to; None if it belongs to none."""
+    path = workdir / CONFIG
+    if not (path.is_file() and (workdir / CHECKPOINTS).is_dir()):
+        return None
+    return parse(ConfigDict(_read(path)))
+
+
+def trained_model(path: str | Path) -> Path:
+    """Where the weights lie: in `model/` of a training's working directory, else at `path`."""
+    inside = Path(path) / MODEL
+    return inside if is_saved_model(inside) else Path(path)
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable: {error}") from error
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        name = prefix + key
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
