@@ -1,6 +1,7 @@
 """The DeiT family by name, and how a name, a reducer and overrides become a model."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
@@ -47,7 +48,7 @@ _FIELDS = {
 
 def create_model(
     name: str,
-    reducer: str | Reducer = "none",
+    reducer: str | Reducer | Mapping[str, Any] = "none",
     keep_rate: float | tuple[float, ...] | None = None,
     **overrides: Any,
 ) -> VisionTransformer:
@@ -55,7 +56,8 @@ def create_model(
 
     Args:
       name: one of `MODELS`; "vit" has no preset.
-      reducer: a method's name, or an object from `make_reducer`.
+      reducer: a method's name, an object from `make_reducer`, or what `describe_reducer` says of
+        one.
       keep_rate: share of the tokens that leaves a stage; with a reducer by name only, None for its
         default. A rate of 1 is the model without reduction.
       **overrides: fields of `VisionTransformer`; `image_size` may be one number. With a reducer by
@@ -69,6 +71,8 @@ def create_model(
     settings = {} if keep_rate is None else {"keep_rate": keep_rate}
     if "layers" in overrides:
         settings["layers"] = tuple(overrides.pop("layers"))
+    if isinstance(reducer, Mapping):
+        reducer = make_reducer(**reducer)
     if not isinstance(reducer, str):
         if settings:
             raise InputError(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tdm_jax import calibrate, create_model, describe_reducer, make_reducer
+from tdm_jax.checkpoint import describe, load_model, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.avit import AViT
 
@@ -75,6 +76,15 @@ def test_result_survives_json(name, params):
     description = json.loads(json.dumps(describe_reducer(reducer)))
     assert description["name"] == name
     assert make_reducer(**description) == reducer
+
+
+def test_result_is_saved_with_a_checkpoint(params, tmp_path):
+    adaptive = model(REDUCERS["avit"])
+    fixed = adaptive.clone(reducer=calibrate(adaptive, params, BATCHES[:1]))
+    described = {**describe(fixed), "reducer": describe_reducer(fixed.reducer)}
+    save_model(tmp_path / "calibrated", described, params)
+    config, _ = load_model(tmp_path / "calibrated")
+    assert create_model(**config).reducer == fixed.reducer
 
 
 def test_bad_input(params):
