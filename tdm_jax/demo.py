@@ -2,8 +2,8 @@
 
 Trains a small DeiT on handwritten digits, thins its tokens out off the shelf and after a short
 fine-tuning, shows that a PyTorch-named export says the same, and compares. Two CPU cores need about
-five minutes. `--output` gets `comparison.md` (.csv, .json), plots, `tokens.png` (.svg) and the
-trained models; a second run continues where the first was stopped.
+five minutes. `--output` gets `comparison.md` (.csv, .json), plots, `tokens.png` (.svg), `report.html`
+and the trained models; a second run continues where the first was stopped.
 
 The digits are 8 x 8 pixels: they show that everything works, and nothing about ImageNet.
 """
@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
-from tdm_jax import checkpoint, cli, compare, data, figure, machine, plots, tables
+from tdm_jax import checkpoint, cli, compare, data, figure, machine, plots, report, tables
 from tdm_jax.augment import normalise
 from tdm_jax.contenders import BASELINE, Contender
 from tdm_jax.data import DataConfig
@@ -82,7 +82,11 @@ def demo(config: ConfigDict, output: Path) -> str:
     picture = tokens(contenders[-1].model, contenders[-1].params, source)
     figure.save(picture, output / "tokens.png")
     figure.save(picture, output / "tokens.svg")
-    return "\n".join([tables.markdown(records), same, machine.line(about["machine"])])
+    _say("writing the report")
+    shown = [entry for entry in contenders if entry.training != "off the shelf"]
+    remark = f"{machine.line(about['machine'])}; {about['note']}"
+    report.write_report(output / "report.html", shown, records, source, remark=remark)
+    return "\n".join([tables.markdown(records), same, remark])
 
 
 def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float) -> ConfigDict:
@@ -90,7 +94,7 @@ def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float
     config = ConfigDict(config.to_dict())
     config.init_from = str(trained)
     config.epochs = FINE_TUNING_EPOCHS
-    config.optim.learning_rate = config.optim.learning_rate / 4
+    config.optim.learning_rate = config.optim.learning_rate / 16
     config.optim.warmup_epochs = 0.0
     config.eval.every_epochs = 0.0
     config.checkpoint.every_epochs = 0.0
@@ -115,7 +119,9 @@ def round_trip(path: Path, model: VisionTransformer, params: PyTree, source: Dat
     ours, theirs = compare.accuracies(entries, source)
     if ours != theirs:
         raise RuntimeError(f"{path} has {theirs}% top-1, the model it was made of {ours}%")
-    return f"Exported to {path.name} with timm's names and read back: {theirs:.2f}% top-1, the same."
+    return (
+        f"Exported to {path.name} with timm's names and read back: {theirs:.2f}% top-1, the same."
+    )
 
 
 def tokens(model: VisionTransformer, params: PyTree, source: DataConfig) -> figure.Figure:
@@ -129,20 +135,20 @@ def tokens(model: VisionTransformer, params: PyTree, source: DataConfig) -> figu
     grid = model.shape.grid
     panels = []
     for i, image in enumerate(images):
-        final = SourceMap.of(info.stages[-1], i, grid)
+        first_stage = SourceMap.of(info.stages[0], i, grid)
         panels.append(
             [
                 Panel(image, caption=f"label {batch['label'][first[i]]}"),
                 *(
-                    Panel(image, SourceMap.of(stage, i, grid), caption=f"{stage.size.shape[1]} tokens")
-                    for stage in info.stages
+                    Panel(image, SourceMap.of(s, i, grid), caption=f"{s.size.shape[1]} tokens")
+                    for s in info.stages
                 ),
-                Panel(image, final, "importance"),
-                Panel(image, final, "diversity", caption=f"says {int(logits[i].argmax())}"),
+                Panel(image, first_stage, "importance"),
+                Panel(image, first_stage, "diversity", f"says {int(logits[i].argmax())}"),
             ]
         )
     stages = [f"after block {stage.layer + 1}" for stage in info.stages]
-    columns = ["image", *stages, "importance only", "groups only"]
+    columns = ["image", *stages, "importance", "groups"]
     return figure.figure(panels, columns, title="What TDM keeps, matches and clusters", cell=112)
 
 
@@ -161,6 +167,8 @@ def main() -> None:
     output = Path(flags.FLAGS.output)
     if output.exists() and not output.is_dir():
         raise InputError(f"--output must be a folder; got the file {output}")
+    # Training, evaluation and comparison share programs; a second run finds them all.
+    jax.config.update("jax_compilation_cache_dir", str(output / "compiled"))
     table = demo(flags.FLAGS.config, output)
     print(f"\n{table}\n\nWritten to {output}/")
 
