@@ -16,6 +16,7 @@ from tdm_jax.keep_rate import Phase, at_keep_rate, phases
 from tdm_jax.models import create_model
 from tdm_jax.reduction import Reducer, make_reducer
 from tdm_jax.settings import Settings
+from tdm_jax.sparse_training import sparse
 from tdm_jax.train_step import Recipe, TrainState, init_state
 from tdm_jax.vit import VisionTransformer
 from tdm_jax.workdir import trained_model
@@ -100,7 +101,7 @@ def make_experiment(
     )
     recipe = Recipe(
         model=model,
-        optimizer=optim.make_optimizer(settings.optim, schedule),
+        optimizer=sparse(optim.make_optimizer(settings.optim, schedule), settings.sparse, steps),
         schedule=schedule,
         data=source,
         num_classes=model.num_classes,

@@ -18,6 +18,7 @@ from tdm_jax.keep_rate import KeepWarmupConfig
 from tdm_jax.losses import DistillConfig
 from tdm_jax.optim import OptimConfig
 from tdm_jax.partition import MeshConfig
+from tdm_jax.sparse_training import SparseConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Settings:
       optim: the optimiser.
       distill: a teacher.
       keep_warmup: the keep rate's way down.
+      sparse: which share of the weights is trained (SViTE).
       mesh: how devices share the work.
       eval: evaluation during training.
       checkpoint: what is saved when.
@@ -88,6 +90,7 @@ class Settings:
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     keep_warmup: KeepWarmupConfig = field(default_factory=KeepWarmupConfig)
+    sparse: SparseConfig = field(default_factory=SparseConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
