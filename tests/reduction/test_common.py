@@ -132,6 +132,9 @@ ROWS = (
     pruning("psvit", by_position=True, build=slimmed),
 )
 
+# Eager execution compiles operation by operation, which is slow: once for each method.
+FIRST = tuple({row.name: row for row in reversed(ROWS)}.values())
+
 
 @pytest.fixture(scope="module", params=ROWS, ids=str)
 def row(request):
@@ -166,17 +169,14 @@ class Drive:
         return self.reducer.finish(state, self.shape)
 
     @functools.cached_property
-    def eager(self) -> TokenState:
-        return self(self.prefix, self.tokens, self.qkv)
-
-    @functools.cached_property
     def by_image(self) -> Any:
-        """The compiled hooks on each image alone: a gradient, and tokens, source map, kinds."""
+        """The compiled hooks on each image alone: a gradient of the tokens, and the state."""
 
         def of_image(tokens, prefix, qkv):
             state = self(prefix[None], tokens[None], qkv[None])
             weights = jnp.cos(jnp.arange(state.tokens.size)).reshape(state.tokens.shape)
-            return (state.tokens * weights).sum(), (state.tokens[0], state.assign[0], state.kind[0])
+            fields = ("prefix", "tokens", "assign", "kind", "last")
+            return (state.tokens * weights).sum(), {f: getattr(state, f)[0] for f in fields}
 
         run = jax.jit(jax.vmap(jax.grad(of_image, has_aux=True)))
         return run.lower(self.tokens, self.prefix, self.qkv).compile(QUICKLY)
@@ -193,39 +193,39 @@ def drive(row):
 
 def test_counts_are_the_scheduled_ones(row, drive):
     scheduled = plan(drive.reducer, drive.shape)[-1].out
-    assert drive.eager.tokens.shape == (BATCH, scheduled, WIDTH)
+    assert drive.compiled[1]["tokens"].shape == (BATCH, scheduled, WIDTH)
     assert scheduled == PATCHES if row.name == "none" or row.returns else scheduled < PATCHES
 
 
 def test_prefix_tokens_pass(drive):
     # A-ViT sums up its blocks' outputs, with weights that add up to 1.
-    np.testing.assert_allclose(drive.eager.prefix, drive.prefix, rtol=1e-6)
+    np.testing.assert_allclose(drive.compiled[1]["prefix"], drive.prefix, rtol=1e-6)
 
 
 def test_dropped_patches_leave_their_last_value(drive):
     # The blocks compute nothing, so a patch that was never merged still has its first value.
-    dropped = np.asarray(drive.eager.assign) < 0
+    state = drive.compiled[1]
+    dropped = np.asarray(state["assign"]) < 0
     np.testing.assert_array_equal(
-        np.asarray(drive.eager.last)[dropped], np.asarray(drive.tokens)[dropped]
+        np.asarray(state["last"])[dropped], np.asarray(drive.tokens)[dropped]
     )
 
 
-def test_compiled_image_by_image_equals_eager(row, drive):
-    _, (tokens, assign, kind) = drive.compiled
-    if row.chance:
-        assert tokens.shape == drive.eager.tokens.shape
-        return
-    np.testing.assert_array_equal(assign, drive.eager.assign)
-    np.testing.assert_array_equal(kind, drive.eager.kind)
-    np.testing.assert_allclose(tokens, drive.eager.tokens, atol=1e-5)
+def test_compiled_image_by_image_equals_the_eager_batch(row, drive):
+    if row.chance or row not in FIRST:
+        pytest.skip("draws differ by place in the batch" if row.chance else "as with defaults")
+    eager, state = drive(drive.prefix, drive.tokens, drive.qkv), drive.compiled[1]
+    np.testing.assert_array_equal(state["assign"], eager.assign)
+    np.testing.assert_array_equal(state["kind"], eager.kind)
+    np.testing.assert_allclose(state["tokens"], eager.tokens, atol=1e-5)
 
 
 def test_gradients_reach_the_tokens(row, drive):
-    gradient, (tokens, *_) = drive.compiled
+    gradient, state = drive.compiled
     assert np.isfinite(gradient).all()
     reached = (np.abs(gradient) > 0).any(-1)
     if row.gathers:
-        np.testing.assert_array_equal(reached.sum(1), tokens.shape[1])
+        np.testing.assert_array_equal(reached.sum(1), state["tokens"].shape[1])
     else:
         assert reached.all()
 
@@ -241,10 +241,10 @@ def test_bfloat16_chooses_alike(row, drive):
     assert tokens.dtype == jnp.bfloat16
     if row.chance:
         return
-    _, (expected, chosen, _) = drive.by_image(*(x.astype(jnp.float32) for x in rounded))
+    _, expected = drive.by_image(*(x.astype(jnp.float32) for x in rounded))
     # Scores and distances are float32's: equal tokens, equal choices.
-    np.testing.assert_array_equal(assign, chosen)
-    np.testing.assert_allclose(tokens.astype(jnp.float32), expected, atol=0.05)
+    np.testing.assert_array_equal(assign, expected["assign"])
+    np.testing.assert_allclose(tokens.astype(jnp.float32), expected["tokens"], atol=0.05)
 
 
 class Network:
