@@ -103,6 +103,11 @@ class Reducer:
     # Whether the method has weights of its own that must be trained or loaded.
     learned: ClassVar[bool] = False
 
+    @property
+    def title(self) -> str:
+        """What error messages call the method."""
+        return type(self).__name__
+
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         """How many of the `n` patch tokens that reach a block go through its parts."""
         del layer, shape
@@ -126,7 +131,7 @@ class Reducer:
         Args:
           counts: slots that leave each block which changes the source map (`acts`).
         """
-        raise InputError(f"{type(self).__name__} keeps as many tokens of every image; got {counts}")
+        raise InputError(f"{self.title} keeps as many tokens of every image; got {counts}")
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         """Multiply-adds that the method itself adds to a block which `n` patch tokens reach.
@@ -145,7 +150,7 @@ class Reducer:
         """The method's weights from arrays with the names of its original program."""
         if arrays:
             raise InputError(
-                f"{type(self).__name__} has no weights of its own; got {', '.join(sorted(arrays))}"
+                f"{self.title} has no weights of its own; got {', '.join(sorted(arrays))}"
             )
         return {}
 
@@ -233,7 +238,7 @@ class StageReducer(Reducer):
     before: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
+        name = self.title
         for field in ("layers", "keep_rate", "counts", "r"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, (int, float)):
@@ -271,7 +276,7 @@ class StageReducer(Reducer):
             value = getattr(self, field)
             if isinstance(value, tuple) and len(value) != stages:
                 raise InputError(
-                    f"{type(self).__name__}: {field} must have one number for each of the "
+                    f"{self.title}: {field} must have one number for each of the "
                     f"{stages} layers; got {len(value)}"
                 )
 
@@ -301,7 +306,7 @@ class StageReducer(Reducer):
         return tuple(range(shape.depth)) if self.layers is None else self.layers
 
     def check(self, shape: ViTShape) -> None:
-        name, layers = type(self).__name__, self.stages(shape)
+        name, layers = self.title, self.stages(shape)
         if layers and layers[-1] >= shape.depth:
             raise InputError(
                 f"{name}: layers {layers} must lie within the {shape.depth} "

@@ -25,6 +25,10 @@ class PruneReducer(StageReducer):
 
     merger: Merger | None = None
 
+    @property
+    def title(self) -> str:
+        return type(self).__name__ + ("" if self.merger is None else " with TDM")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.merger is None:
@@ -35,7 +39,7 @@ class PruneReducer(StageReducer):
                     self.merger.rates(rate)
         if self.merger.fixed and not (self.by_rate and self.round_to == 1):
             raise InputError(
-                f"{type(self).__name__}: TDM's preset 'published' and an explicit cluster_rate fix "
+                f"{self.title}: TDM's preset 'published' and an explicit cluster_rate fix "
                 "the counts; expected them without counts, r and round_to"
             )
 

@@ -28,11 +28,11 @@ class TopK(PruneReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_score(type(self).__name__, self.importance)
+        check_score(self.title, self.importance)
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
-        check_score(type(self).__name__, self.importance, shape)
+        check_score(self.title, self.importance, shape)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         # The mean over heads; over heads and queries; or the squares of the keys.
