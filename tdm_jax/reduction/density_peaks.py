@@ -36,7 +36,9 @@ def density_peaks(
     squared = distance**2
     if neighbors is not None:
         squared = jnp.sort(squared, axis=-1)[..., : min(neighbors, n)]
-    density = jnp.exp(-squared.mean(axis=-1))
+    # Only comparisons and the order of the products matter. In logarithms they are the same, and
+    # tokens that lie far apart do not all end at a density of 0.
+    density = -squared.mean(axis=-1)
 
     row, column = density[:, :, None], density[:, None, :]
     earlier = jnp.arange(n)[None, :] < jnp.arange(n)[:, None]
@@ -45,7 +47,7 @@ def density_peaks(
     separation = jnp.where(denser, distance, jnp.inf).min(axis=-1)
     separation = jnp.where(denser.any(axis=-1), separation, largest)
 
-    return nearest(distance, top(density * separation, clusters))
+    return nearest(distance, top(density + jnp.log(separation), clusters))
 
 
 def density_peaks_macs(n: int, width: int) -> int:

@@ -14,7 +14,11 @@ def stage_name(stage: int) -> str:
 
 
 def import_stages(
-    owner: str, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
+    owner: str,
+    arrays: dict[str, np.ndarray],
+    prefix: str,
+    names: dict[str, str],
+    stages: int | None = None,
 ) -> dict[str, Any]:
     """Sorts the arrays `{prefix}.{stage}.{name}` of a PyTorch program into a tree by stage.
 
@@ -24,6 +28,7 @@ def import_stages(
       prefix: of all names.
       names: for each original name its path in a stage's tree, parts joined by "/". A linear map's
         "kernel" is transposed, PyTorch has the outputs first.
+      stages: how many there must be; None for as many as the names tell.
 
     Returns:
       `{"stage_0": {...}, ...}`.
@@ -33,7 +38,8 @@ def import_stages(
     """
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
     found = {name: pattern.fullmatch(name) for name in arrays}
-    stages = 1 + max((int(match[1]) for match in found.values() if match), default=0)
+    if stages is None:
+        stages = 1 + max((int(match[1]) for match in found.values() if match), default=0)
     expected = {
         f"{prefix}.{stage}.{name}": (stage, path)
         for stage in range(stages)

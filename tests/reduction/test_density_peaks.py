@@ -55,3 +55,10 @@ def test_clear_groups_are_found_far_from_the_origin():
 def test_equal_tokens_leave_no_cluster_empty():
     route = run(jnp.ones((1, 6, 4)), 3, None)
     assert set(np.asarray(route)[0].tolist()) == {0, 1, 2}
+
+
+def test_densities_do_not_underflow():
+    # exp(-mean D^2) is 0 in float32 for all of these, yet they differ: the third is the densest,
+    # then the second, then the first.
+    tokens = jnp.array([[[-60.0], [0.0], [1.0], [90.0]]])
+    np.testing.assert_array_equal(run(tokens, 3, None), [[2, 1, 0, 0]])
