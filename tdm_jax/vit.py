@@ -327,7 +327,8 @@ class VisionTransformer(nn.Module):
         if not self.class_token:
             # The mean over patches, not tokens: a token counts as often as it stands for one.
             size = state.size if state.valid is None else state.size * state.valid
-            share = size / size.sum(axis=-1, keepdims=True)
+            # A mask drawn in training may hide all of them.
+            share = size / jnp.maximum(size.sum(axis=-1, keepdims=True), 1)
             patches = features[:, self.shape.prefix :]
             return head("head", jnp.einsum("bn,bnd->bd", share.astype(features.dtype), patches))
         logits = head("head", features[:, 0])
