@@ -1,0 +1,129 @@
+"""The operations on token sets, against NumPy and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax.tokens import (
+    CLUSTER,
+    KEPT,
+    TokenState,
+    average,
+    cosine,
+    inverse,
+    nearest,
+    one_hot,
+    pairwise_distance,
+    take,
+    top,
+)
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(0)
+
+
+def start(tokens):
+    tokens = jnp.asarray(tokens, jnp.float32)
+    prefix = jnp.ones((tokens.shape[0], 2, tokens.shape[2]))
+    return TokenState.start(prefix, tokens, keep_last=True)
+
+
+def test_top_is_sorted_with_ties_to_the_lower_index():
+    score = jnp.array([[1.0, 2.0, 1.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(top(score, 4), [[1, 3, 0, 2], [0, 1, 2, 3]])
+
+
+def test_take_and_inverse_undo_each_other(draw):
+    order = jnp.array([draw.permutation(6) for _ in range(3)])
+    values = jnp.array(draw.standard_normal((3, 6, 4)))
+    place = inverse(order, 6)
+    np.testing.assert_array_equal(take(take(values, order), place), values)
+    np.testing.assert_array_equal(inverse(jnp.array([[4, 1]]), 5), [[-1, 1, -1, -1, 0]])
+    np.testing.assert_array_equal(one_hot(jnp.array([[1, -1]]), 2), [[[0, 1], [0, 0]]])
+
+
+def test_distances_far_from_the_origin(draw):
+    x, y = 300.0 + draw.standard_normal((2, 2, 5, 7))
+    expected = np.linalg.norm(x[:, :, None] - y[:, None], axis=-1)
+    found = pairwise_distance(jnp.array(x, jnp.float32), jnp.array(y, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_distances_have_a_gradient_where_a_token_meets_itself(draw):
+    x = jnp.array(draw.standard_normal((1, 4, 3)), jnp.float32)
+    gradient = jax.grad(lambda x: pairwise_distance(x).sum())(x)
+    assert np.isfinite(gradient).all()
+
+
+def test_cosine(draw):
+    x, y = draw.standard_normal((2, 1, 4, 3))
+    expected = (x @ y.swapaxes(1, 2)) / (
+        np.linalg.norm(x, axis=-1)[..., None] * np.linalg.norm(y, axis=-1)[:, None]
+    )
+    np.testing.assert_allclose(cosine(jnp.array(x), jnp.array(y)), expected, rtol=1e-5)
+    assert np.isfinite(cosine(jnp.zeros((1, 2, 3)), jnp.array(x))).all()
+
+
+def test_nearest_centre_and_no_empty_cluster():
+    distance = pairwise_distance(jnp.array([[[0.0], [1.0], [5.0], [6.0], [6.0]]]))
+    np.testing.assert_array_equal(nearest(distance, jnp.array([[2, 1]])), [[1, 1, 0, 0, 0]])
+    # Two centres of the same value: each stays with itself.
+    np.testing.assert_array_equal(nearest(distance, jnp.array([[3, 4]])), [[0, 0, 0, 0, 1]])
+
+
+def test_average_keeps_a_single_token_bit_for_bit(draw):
+    tokens = jnp.array(draw.standard_normal((1, 4, 5)), jnp.float32)
+    route, weight = jnp.array([[0, 1, 1, -1]]), jnp.array([[0.3, 0.1, 0.3, 9.0]])
+    merged = average(tokens, route, weight, 3)
+    np.testing.assert_array_equal(merged[0, 0], tokens[0, 0])
+    np.testing.assert_allclose(merged[0, 1], 0.25 * tokens[0, 1] + 0.75 * tokens[0, 2], atol=1e-6)
+    # Nobody went there.
+    np.testing.assert_array_equal(merged[0, 2], 0)
+
+
+def test_average_of_weights_that_underflowed(draw):
+    tokens = jnp.array(draw.standard_normal((1, 2, 3)), jnp.float32)
+    merged = average(tokens, jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2)), 1)
+    np.testing.assert_allclose(merged[0, 0], tokens[0].mean(0), atol=1e-6)
+
+
+def test_bfloat16_stays_bfloat16(draw):
+    tokens = jnp.array(draw.standard_normal((1, 3, 4)), jnp.bfloat16)
+    merged = average(tokens, jnp.array([[0, 1, 1]]), jnp.ones((1, 3)), 2)
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged[0, 0], tokens[0, 0])
+    assert pairwise_distance(tokens).dtype == jnp.float32
+
+
+def test_a_state_remembers_what_was_dropped_and_what_merged(draw):
+    tokens = draw.standard_normal((1, 5, 3)).astype(np.float32)
+    state = start(tokens).select(jnp.array([[4, 0, 2]]))
+    np.testing.assert_array_equal(state.assign, [[1, -1, 2, -1, 0]])
+    np.testing.assert_array_equal(state.last[0, [1, 3]], tokens[0, [1, 3]])
+    np.testing.assert_array_equal(state.kind, [[KEPT] * 3])
+
+    later = state.replace(tokens=state.tokens + 1)
+    kind = jnp.array([[CLUSTER, KEPT]])
+    merged = later.merge(jnp.array([[0, 0, 1]]), jnp.array([[3.0, 1.0, 1.0]]), 2, kind)
+    np.testing.assert_array_equal(merged.assign, [[0, -1, 1, -1, 0]])
+    np.testing.assert_array_equal(merged.size, [[2, 1]])
+    expected = 0.75 * tokens[0, 4] + 0.25 * tokens[0, 0] + 1
+    np.testing.assert_allclose(merged.tokens[0, 0], expected, atol=1e-6)
+
+    # What goes now leaves its last value; what went before keeps the one it had.
+    less = merged.select(jnp.array([[1]]))
+    np.testing.assert_array_equal(less.assign, [[-1, -1, 0, -1, -1]])
+    np.testing.assert_array_equal(less.last[0, [1, 3]], tokens[0, [1, 3]])
+    np.testing.assert_array_equal(less.last[0, [0, 4]], merged.tokens[0, [0, 0]])
+
+
+def test_join_and_split(draw):
+    state = start(draw.standard_normal((2, 4, 3)))
+    sequence = state.join()
+    assert sequence.shape == (2, 6, 3)
+    np.testing.assert_array_equal(state.split(sequence).tokens, state.tokens)
+    np.testing.assert_array_equal(state.split(2 * sequence).prefix, 2 * state.prefix)
+    assert state.count == 4
