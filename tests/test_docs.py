@@ -20,6 +20,17 @@ def code(document: str, containing: str) -> str:
     return block
 
 
+def section(text: str, title: str) -> str:
+    _, found, rest = text.partition(f"## {title}\n")
+    return rest.split("\n## ")[0] if found else ""
+
+
+def test_the_readme_names_every_method():
+    rows = re.findall(r"^\| (`.*?) \|", section((ROOT / "README.md").read_text(), "Methods"), re.M)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted([*REDUCERS, "tdm"])
+
+
 def test_the_method_in_contributing_is_one(monkeypatch):
     namespace = {"__name__": "norm"}
     exec(compile(code("CONTRIBUTING.md", "class Norm"), "CONTRIBUTING.md", "exec"), namespace)
@@ -61,7 +72,7 @@ def test_every_file_that_a_document_names_exists(document):
     named.remove("tdm_jax/reduction/norm.py") if document == "CONTRIBUTING.md" else None
     for command in re.findall(r"python -m (tdm_jax\.\w+)", text):
         named.append(command.replace(".", "/") + ".py")
-    for verb in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE):
-        named.append(f"tdm_jax/{verb}.py")
+    for row in re.findall(r"^\| `(\w+)` \|", section(text, "Commands"), re.MULTILINE):
+        named.append(f"tdm_jax/{row}.py")
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
