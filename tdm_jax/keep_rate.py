@@ -78,6 +78,11 @@ def phases(
             f"keep_warmup needs a reducer with a keep rate, got {type(reducer).__name__}; "
             "expected keep_warmup.end_epoch=0"
         )
+    if not (reducer.by_rate or reducer.adaptive):
+        raise InputError(
+            "keep_warmup moves the keep rate, which counts and r overrule; got "
+            f"counts={reducer.counts}, r={reducer.r}; expected keep_warmup.end_epoch=0"
+        )
     last = config.schedules - 1
     found: dict[int, Reducer] = {}
     for i in range(config.schedules):
@@ -99,7 +104,8 @@ def at_keep_rate(reducer: Reducer, keep_rate: float | tuple[float, ...]) -> Redu
         raise InputError(
             f"{type(reducer).__name__} has no keep rate; got {keep_rate} for a second evaluation"
         )
-    return dataclasses.replace(reducer, keep_rate=keep_rate)
+    # Counts that were asked for by number would overrule it.
+    return dataclasses.replace(reducer, keep_rate=keep_rate, counts=None, r=None)
 
 
 def _towards(reducer: StageReducer, share: float) -> Reducer:

@@ -73,3 +73,10 @@ def test_a_method_without_keep_rate_is_refused():
 def test_bad_settings(settings):
     with pytest.raises(InputError, match="keep_warmup"):
         KeepWarmupConfig(**settings)
+
+
+def test_counts_by_number_neither_warm_up_nor_overrule_another_keep_rate():
+    reducer = make_reducer("topk", counts=(30, 20, 10))
+    with pytest.raises(InputError, match=r"got counts=\(30, 20, 10\), r=None"):
+        phases(PAPER, reducer, steps_per_epoch=10)
+    assert at_keep_rate(reducer, 0.5) == make_reducer("topk", keep_rate=0.5)
