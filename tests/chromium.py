@@ -6,7 +6,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+
+# A shell could not: some know descriptors of one digit only.
+LAUNCHER = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -26,15 +36,12 @@ class Chromium:
         # The browser reads commands from its descriptor 3 and answers on 4.
         os.set_inheritable(commands, True)
         os.set_inheritable(answers, True)
-        flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage"
-        flags += " --no-first-run --hide-scrollbars --remote-debugging-pipe"
+        flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
+        flags += " --hide-scrollbars --disable-background-networking --remote-debugging-pipe"
         self._process = subprocess.Popen(
             [
-                "/bin/sh",
-                "-c",
-                f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{commands} 4>&{answers}',
-                program,
-                self._profile.name,
+                *(sys.executable, "-c", LAUNCHER, str(commands), str(answers)),
+                *(program, *flags.split(), f"--user-data-dir={self._profile.name}", "about:blank"),
             ],
             close_fds=False,
             stdout=subprocess.DEVNULL,

@@ -24,10 +24,6 @@ from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
 from tdm_jax.errors import InputError
 
-_IMAGES = flags.DEFINE_integer("images", 400, "images measured in each row of the table")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "side of the crops, in pixels")
-_THREADS = flags.DEFINE_list("threads", ["1", "2"], "numbers of threads for the whole pipeline")
-_OUTPUT = flags.DEFINE_string("output", "", "also write the table to this Markdown file")
 
 _SIZE = (500, 375)
 _FILES = 64
@@ -109,22 +105,32 @@ def measure(image_size: int, count: int, threads: list[int]) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_integer("images", 400, "images measured in each row of the table")
+    flags.DEFINE_integer("image_size", 224, "side of the crops, in pixels")
+    flags.DEFINE_list("threads", ["1", "2"], "numbers of threads for the whole pipeline")
+    flags.DEFINE_string("output", "", "also write the table to this Markdown file")
+
+
 def main() -> None:
     """Prints the tables, and writes them where `--output` says."""
-    if _IMAGES.value < 1 or _IMAGE_SIZE.value < 1:
+    given = flags.FLAGS
+    if given.images < 1 or given.image_size < 1:
         raise InputError("--images and --image_size must be positive")
-    if not all(number.isdigit() and int(number) > 0 for number in _THREADS.value):
-        raise InputError(f"--threads: got {_THREADS.value}, expected positive integers")
-    output = Path(_OUTPUT.value)
-    if _OUTPUT.value and not output.absolute().parent.is_dir():
+    if not all(number.isdigit() and int(number) > 0 for number in given.threads):
+        raise InputError(f"--threads: got {given.threads}, expected positive integers")
+    output = Path(given.output)
+    if given.output and not output.absolute().parent.is_dir():
         raise InputError(f"--output: no directory {output.absolute().parent}")
-    table = measure(_IMAGE_SIZE.value, _IMAGES.value, [int(n) for n in _THREADS.value])
+    table = measure(given.image_size, given.images, [int(n) for n in given.threads])
     print(table)
-    if _OUTPUT.value:
+    if given.output:
         partial = output.with_name(output.name + ".tmp")
         partial.write_text(table + "\n")
         os.replace(partial, output)
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)
