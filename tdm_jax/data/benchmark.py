@@ -24,7 +24,6 @@ from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
 from tdm_jax.errors import InputError
 
-
 _SIZE = (500, 375)
 _FILES = 64
 
