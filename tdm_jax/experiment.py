@@ -64,13 +64,13 @@ class Experiment:
         model = self.model.clone(reducer=self.phases[index].reducer)
         return dataclasses.replace(self.recipe, model=model)
 
-    def random_params(self) -> PyTree:
-        """Fresh parameters; the same for every sharding."""
-        return _init(self.model, self.settings.seed)
+    def random_state(self) -> TrainState:
+        """The state before the first step, with fresh parameters: the same for every sharding."""
+        return init_state(self.recipe, _init(self.model, self.settings.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes and types of the training state; nothing is computed."""
-        return jax.eval_shape(lambda: init_state(self.recipe, self.random_params()))
+        return jax.eval_shape(self.random_state)
 
 
 def make_experiment(

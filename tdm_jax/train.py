@@ -184,14 +184,11 @@ class _Run:
 
     def _fresh(self) -> TrainState:
         experiment = self.experiment
+        placed = functools.partial(jax.jit, out_shardings=self.shardings)
         if not experiment.settings.init_from:
-            start = lambda: init_state(experiment.recipe, experiment.random_params())  # noqa: E731
-            return jax.jit(start, out_shardings=self.shardings)()
+            return placed(experiment.random_state)()
         params = initial_params(experiment.settings, experiment.model)
-        start = jax.jit(
-            functools.partial(init_state, experiment.recipe), out_shardings=self.shardings
-        )
-        return start(params)
+        return placed(functools.partial(init_state, experiment.recipe))(params)
 
     def _batches(self) -> data.Batches:
         return data.train_batches(

@@ -64,7 +64,8 @@ def test_every_example_counts_once_whatever_the_batch_size(model, params):
 def test_other_data_than_the_models(settings, message, model, params, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x.png").write_bytes(b"never decoded")
+        for number in range(2):
+            (tmp_path / name / f"{number}.png").write_bytes(b"never decoded")
     shape = {"image_size": 28, "channels": 1, "mean": (0.5,), "std": (0.5,)}
     given = {"name": "digits"} | shape | settings
     if given["name"] == "folder":
