@@ -14,8 +14,8 @@ from tdm_jax import cli
 from tdm_jax.checkpoint.export import save_safetensors
 from tdm_jax.checkpoint.names import Entry
 from tdm_jax.checkpoint.pretrained import Loaded, describe, load
+from tdm_jax.checkpoint.saved_model import is_saved_model, save_model
 from tdm_jax.checkpoint.source import read_source
-from tdm_jax.checkpoint.store import is_saved_model, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.vit import parameter_count
 

@@ -1,7 +1,11 @@
-"""Joining the processes of a run: found by themselves on TPU pods and Slurm, else told by flags."""
+"""The processes of a run: joining (found by themselves on TPU pods and Slurm), acting together."""
+
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 from tdm_jax.errors import InputError
 
@@ -40,3 +44,18 @@ def initialize() -> None:
         jax.distributed.initialize(*told)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot join the other processes: {error}") from error
+
+
+def on_one_process(name: str, action: Callable[[], None]) -> None:
+    """Lets the first process act on the shared file system, and the others wait for it."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether something holds on every process; each of them must ask."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(holds))))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from tdm_jax.checkpoint.store import is_saved_model
+from tdm_jax.checkpoint.saved_model import is_saved_model
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
 from tdm_jax.settings import Settings, parse

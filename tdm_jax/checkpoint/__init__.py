@@ -2,7 +2,8 @@
 
 from tdm_jax.checkpoint.export import save_safetensors, to_state_dict
 from tdm_jax.checkpoint.pretrained import describe, load_pretrained, read_state_dict
-from tdm_jax.checkpoint.store import Store, load_model, save_model
+from tdm_jax.checkpoint.saved_model import load_model, save_model
+from tdm_jax.checkpoint.store import Store
 
 __all__ = [
     "Store",

@@ -16,8 +16,8 @@ import safetensors
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from tdm_jax.checkpoint import store
 from tdm_jax.checkpoint.names import Naming, to_theirs
+from tdm_jax.checkpoint.saved_model import is_saved_model, load_model
 from tdm_jax.checkpoint.torch_file import read_torch_file
 from tdm_jax.errors import InputError
 from tdm_jax.models import create_model
@@ -63,7 +63,7 @@ def read_source(path: str | PathLike[str], *, ema: bool = False) -> Source:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
-    if store.is_saved_model(path):
+    if is_saved_model(path):
         source = _from_orbax(path)
     elif path.is_dir():
         source = _from_hugging_face(path)
@@ -113,7 +113,7 @@ def _from_safetensors(path: Path) -> Source:
 
 
 def _from_orbax(path: Path) -> Source:
-    config, params = store.load_model(path)
+    config, params = load_model(path)
     if "params" not in params:
         raise InputError(f"{path}: expected a tree with 'params'; got {_some(params)}")
     ours = traverse_util.flatten_dict(params["params"], sep="/")

@@ -1,4 +1,4 @@
-"""Everything that touches Orbax: a model in a folder, and the states of a training run.
+"""The states of a training run, as Orbax writes them.
 
 A step is written under a temporary name and renamed when it is complete, so a run that dies in the
 middle of writing leaves nothing that looks like a checkpoint.
@@ -11,115 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from tdm_jax.checkpoint.integrity import compare, verify
+from tdm_jax.checkpoint.integrity import check, checksums, compare, summary, verify
+from tdm_jax.distributed import everywhere, on_one_process
 from tdm_jax.errors import InputError
 
 PyTree = Any
-_PARAMS, _MODEL = "params", "model"  # the two items of a saved model
-_STATE, _METADATA = "state", "metadata"  # and of a step of a run
-
-
-def _on_one_process(name: str, action: Callable[[], None]) -> None:
-    """Lets the first process act on the shared file system, and the others wait for it."""
-    if jax.process_index() == 0:
-        action()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _summary(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def is_saved_model(path: str | PathLike[str]) -> bool:
-    """Whether `save_model` wrote this folder."""
-    folder = epath.Path(path)
-    return (folder / _PARAMS).is_dir() and (folder / _MODEL).is_dir()
-
-
-def save_model(
-    path: str | PathLike[str],
-    model_config: dict[str, Any],
-    params: PyTree,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Writes a model's description and parameters into a folder of its own.
-
-    Args:
-      path: the folder; it must not exist unless `overwrite`.
-      model_config: keyword arguments of `create_model`, as JSON can hold them.
-      params: what `model.init` returned.
-      overwrite: replace a folder that exists, once the new one is complete.
-
-    Raises:
-      InputError: the folder exists, or cannot be written.
-    """
-    folder = epath.Path(path).absolute()
-    if folder.exists() and not (overwrite and is_saved_model(folder)):
-        hint = "not a saved model, so it stays" if overwrite else "--overwrite would replace it"
-        raise InputError(f"{path} exists ({hint}); expected a new name")
-    target = folder.with_name(f"{folder.name}.new") if folder.exists() else folder
-    items = {_PARAMS: ocp.args.PyTreeSave(params), _MODEL: ocp.args.JsonSave(model_config)}
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(target, ocp.args.Composite(**items), force=target != folder)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {_summary(error)}") from error
-    if target != folder:
-        _on_one_process("save_model", lambda: _replace(target, folder))
-
-
-def _replace(new: epath.Path, folder: epath.Path) -> None:
-    old = folder.with_name(f"{folder.name}.old")
-    folder.rename(old)
-    new.rename(folder)
-    old.rmtree()
-
-
-def load_model(path: str | PathLike[str]) -> tuple[dict[str, Any], PyTree]:
-    """Reads what `save_model` wrote, on any number of devices.
-
-    Returns:
-      The keyword arguments of `create_model`, and the parameters on the default device.
-
-    Raises:
-      InputError: the folder is missing, not a saved model, or damaged.
-    """
-    folder = epath.Path(path).absolute()
-    if not is_saved_model(folder):
-        raise InputError(f"{path}: no model here; expected a folder that tdm_jax wrote")
-    try:
-        verify(folder / _PARAMS)
-        config, params = _read_model(folder)
-    except Exception as error:  # each damaged file fails in its own way
-        raise InputError(f"{path}: not readable (damaged?): {_summary(error)}") from error
-    return config, jax.tree.map(jnp.asarray, params)
-
-
-def _read_model(folder: epath.Path) -> tuple[dict[str, Any], PyTree]:
-    handler = ocp.CompositeCheckpointHandler(
-        **{_PARAMS: ocp.PyTreeCheckpointHandler(), _MODEL: ocp.JsonCheckpointHandler()}
-    )
-    with ocp.Checkpointer(handler) as checkpointer:
-        tree = checkpointer.metadata(folder).item_metadata[_PARAMS].tree
-        # As NumPy arrays: the devices that wrote them need not exist here.
-        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        items = {
-            _PARAMS: ocp.args.PyTreeRestore(restore_args=to_numpy),
-            _MODEL: ocp.args.JsonRestore(),
-        }
-        restored = checkpointer.restore(folder, ocp.args.Composite(**items))
-    return restored[_MODEL], restored[_PARAMS]
+_STATE, _METADATA = "state", "metadata"  # the items of a step
+_CHECKSUMS = "checksums"  # and of what is in the latter
 
 
 class Store:
@@ -183,12 +86,12 @@ class Store:
         }
         try:
             if not read_only:
-                _on_one_process("damaged_metrics", self._put_aside_damaged_metrics)
+                on_one_process("damaged_metrics", self._put_aside_damaged_metrics)
             self._manager = ocp.CheckpointManager(
                 self._directory, options=options, item_handlers=handlers
             )
         except OSError as error:
-            raise InputError(f"cannot use {directory}: {_summary(error)}") from error
+            raise InputError(f"cannot use {directory}: {summary(error)}") from error
 
     def _rank(self, mode: str) -> Callable[[Mapping[str, float]], float]:
         sign = 1 if mode == "max" else -1
@@ -244,6 +147,7 @@ class Store:
             return False
         metadata = {} if metadata is None else dict(metadata)
         json.dumps(metadata)  # here, rather than in the thread that writes
+        metadata[_CHECKSUMS] = checksums(state)
         return self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -281,7 +185,7 @@ class Store:
             found = self._try(candidate, abstract_state, failed)
             if found is not None:
                 if failed and not self._read_only:
-                    _on_one_process("put_aside", lambda: self._put_aside(failed))
+                    on_one_process("put_aside", lambda: self._put_aside(failed))
                     self._manager.reload()
                 return candidate, *found
         if failed:
@@ -292,26 +196,36 @@ class Store:
     def _try(
         self, step: int, abstract_state: PyTree, failed: dict[int, str]
     ) -> tuple[PyTree, dict[str, Any]] | None:
+        # All processes go back together, also over what only one of them could not read.
+        found, reason = None, "another process cannot read it"
+        readable = True
         try:
-            return self._read(step, abstract_state)
-        except InputError:
-            raise
+            verify(self._directory / str(step) / _STATE)
         except Exception as error:  # each damaged file fails in its own way
-            failed[step] = _summary(error)
-            logging.warning(
-                "%s: step %d is unreadable, going back: %s", self._directory, step, failed[step]
-            )
+            readable, reason = False, summary(error)
+        if everywhere(readable):
+            try:
+                found = self._read(step, abstract_state)
+            except InputError:
+                raise
+            except Exception as error:
+                reason = summary(error)
+            if everywhere(found is not None):
+                return found
+        failed[step] = reason
+        logging.warning("%s: step %d is unreadable, going back: %s", self._directory, step, reason)
         return None
 
     def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        verify(self._directory / str(step) / _STATE)
         saved = self._manager.item_metadata(step)[_STATE].tree
         compare(f"{self._directory}/{step}", saved, abstract_state)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(step, args=args)
-        return restored[_STATE], restored[_METADATA]
+        state, metadata = restored[_STATE], dict(restored[_METADATA])
+        check(state, metadata.pop(_CHECKSUMS, {}))
+        return state, metadata
 
     def _put_aside(self, steps: Iterable[int]) -> None:
         for step in steps:
