@@ -64,7 +64,7 @@ def augment_batch(
     targets = smooth_targets(labels, num_classes, config.label_smoothing)
     if config.erasing:
         images = random_erasing(erase_key, images, config.erasing)
-    if config.mix_prob and (config.mixup or config.cutmix):
+    if mixes(config):
         images, targets = mix_pairs(
             mix_key,
             images,
@@ -75,6 +75,11 @@ def augment_batch(
             switch=config.mix_switch,
         )
     return images.astype(dtype), targets
+
+
+def mixes(config: AugmentSettings) -> bool:
+    """Whether images are mixed in pairs."""
+    return bool(config.mix_prob and (config.mixup or config.cutmix))
 
 
 def normalise(

@@ -22,7 +22,7 @@ from jax.experimental import topologies
 from jax.stages import Compiled
 from ml_collections import config_flags
 
-from tdm_jax import cli, partition
+from tdm_jax import cli
 from tdm_jax.errors import InputError
 from tdm_jax.experiment import Experiment, load_teacher, make_experiment
 from tdm_jax.settings import parse
@@ -119,11 +119,7 @@ def check(experiment: Experiment, devices: list[Any], phase: int, teacher: Any =
     Raises:
       InputError: the mesh or the batch does not divide, or the compiler runs out of memory.
     """
-    settings = experiment.settings
-    mesh = partition.make_mesh(settings.mesh, devices)
-    partition.check_batch(
-        mesh, experiment.data.batch_size, accumulate=settings.accumulate, name="data.batch_size"
-    )
+    mesh = experiment.make_mesh(devices)
     recipe = experiment.phase_recipe(phase)
     lowered = lower_train_step(recipe, mesh, experiment.abstract_state(), teacher)
     try:

@@ -12,11 +12,11 @@ reducer are the defaults), or anything that `load_pretrained` reads. The data ar
 import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import PyTree
 from ml_collections import config_flags
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def trained(
-    workdir: Path, settings: Settings, *, ema: bool = False
+    workdir: epath.Path, settings: Settings, *, ema: bool = False
 ) -> tuple[VisionTransformer, PyTree]:
     """The model and the parameters of a training's last checkpoint, whether it goes on or not.
 
@@ -183,7 +183,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    path = Path(given.checkpoint)
+    path = epath.Path(given.checkpoint)
     settings = settings_of(path)
     mesh = partition.make_mesh(MeshConfig())
     methods = _reducers(settings)

@@ -1,14 +1,17 @@
 """From checked settings to all that a training run is made of, before anything is compiled."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from tdm_jax import data, optim
+from tdm_jax import data, optim, partition
+from tdm_jax.augment import mixes
 from tdm_jax.checkpoint import describe, load_pretrained
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError, unknown
@@ -63,6 +66,22 @@ class Experiment:
         """The training step's recipe during a phase."""
         model = self.model.clone(reducer=self.phases[index].reducer)
         return dataclasses.replace(self.recipe, model=model)
+
+    def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (default: all of them).
+
+        Raises:
+          InputError: the mesh does not cover them, or the batch does not divide over them.
+        """
+        mesh = partition.make_mesh(self.settings.mesh, devices)
+        partition.check_batch(
+            mesh,
+            self.data.batch_size,
+            accumulate=self.settings.accumulate,
+            pairs=mixes(self.data),
+            name="data.batch_size",
+        )
+        return mesh
 
     def random_state(self) -> TrainState:
         """The state before the first step, with fresh parameters: the same for every sharding."""

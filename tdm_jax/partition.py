@@ -48,13 +48,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def check_batch(mesh: Mesh, batch_size: int, *, accumulate: int = 1, name: str) -> None:
-    """Raises InputError unless every device gets the same number of whole examples per pass."""
-    share = mesh.size * accumulate
+def check_batch(
+    mesh: Mesh, batch_size: int, *, accumulate: int = 1, pairs: bool = False, name: str
+) -> None:
+    """Raises InputError unless every device gets the same number of whole examples per pass.
+
+    With `pairs`, each device's number must be even, too: mixup and cutmix pair neighbours, before
+    the batch is split into passes.
+    """
+    share = mesh.size * (math.lcm(accumulate, 2) if pairs else accumulate)
     if batch_size < 1 or batch_size % share:
         passes = f" x {accumulate} accumulated passes" if accumulate > 1 else ""
+        mixed = ", an even number on each (mixup and cutmix pair neighbours)" if pairs else ""
         raise InputError(
-            f"{name}={batch_size} does not divide over {mesh.size} devices{passes}; "
+            f"{name}={batch_size} does not divide over {mesh.size} devices{passes}{mixed}; "
             f"expected a multiple of {share}"
         )
 

@@ -5,13 +5,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tqdm import tqdm
 
 from tdm_jax.errors import InputError
-from tdm_jax.files import write_text
+from tdm_jax.workdir import append, write_whole
 
 
 class Progress:
@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: epath.Path,
         *,
         start: int,
         steps: int,
@@ -53,9 +53,8 @@ class Progress:
             return
         if tensorboard:
             self._board = _tensorboard(workdir)
-        path = workdir / "metrics.jsonl"
-        _keep_until(path, start, evaluated=start < steps)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = workdir / "metrics.jsonl"
+        _keep_until(self._path, start, evaluated=start < steps)
 
     def advance(self) -> None:
         """One step is done."""
@@ -95,8 +94,6 @@ class Progress:
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.close()
-        if not self._silent:
-            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -104,8 +101,7 @@ class Progress:
         if self._silent:
             return
         line = {"step": step} | {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        append(self._path, json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -117,7 +113,7 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_until(path: Path, step: int, *, evaluated: bool) -> None:
+def _keep_until(path: epath.Path, step: int, *, evaluated: bool) -> None:
     """Drops the lines after `step`, and a last line that a crash cut off.
 
     The evaluation after `step` itself is kept if it was `evaluated` for good, else done again.
@@ -125,7 +121,7 @@ def _keep_until(path: Path, step: int, *, evaluated: bool) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text().splitlines(keepends=True):
         try:
             values = json.loads(line)
         except ValueError:
@@ -133,10 +129,10 @@ def _keep_until(path: Path, step: int, *, evaluated: bool) -> None:
         again = values["step"] == step and "top1" in values and not evaluated
         if line.endswith("\n") and values["step"] <= step and not again:
             kept.append(line)
-    write_text(path, "".join(kept))
+    write_whole(path, "".join(kept))
 
 
-def _tensorboard(workdir: Path) -> Any:
+def _tensorboard(workdir: epath.Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

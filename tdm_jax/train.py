@@ -10,11 +10,12 @@ import functools
 import json
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
@@ -33,6 +34,7 @@ from tdm_jax.workdir import (
     MODEL,
     MODEL_EMA,
     check_same_run,
+    open_workdir,
     read_result,
     write_config,
     write_result,
@@ -43,13 +45,13 @@ class DivergedError(InputError):
     """The loss or the gradient is no longer finite."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train_and_evaluate(config: ConfigDict, workdir: str | PathLike[str]) -> dict[str, float]:
     """Trains to the end, or continues from the last checkpoint in `workdir`.
 
     Args:
       config: see `settings.Settings`.
-      workdir: made if it does not exist; what is in it belongs to one run. A run that was finished
-        there is not repeated.
+      workdir: a folder or gs://...; made if it does not exist; what is in it belongs to one run. A
+        run that was finished there is not repeated.
 
     Returns:
       The last evaluation (`top1`, `top5` in percent, `loss`, ...) and `step`, the number of steps
@@ -60,14 +62,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
       DivergedError: the loss is no longer finite; the last good checkpoint stays.
     """
     settings = parse(config)
-    workdir = Path(workdir)
+    workdir = open_workdir(workdir, settings)
     check_same_run(workdir, config)
     teacher, teacher_params = load_teacher(settings)
     experiment = make_experiment(settings, teacher=teacher)
-    mesh = partition.make_mesh(settings.mesh)
-    partition.check_batch(
-        mesh, experiment.data.batch_size, accumulate=settings.accumulate, name="data.batch_size"
-    )
+    mesh = experiment.make_mesh()
     result = read_result(workdir)
     if result is not None:
         return result
@@ -87,7 +86,7 @@ class _Run:
         self,
         experiment: Experiment,
         mesh: Mesh,
-        workdir: Path,
+        workdir: epath.Path,
         store: Store,
         teacher_params: PyTree,
     ) -> None:

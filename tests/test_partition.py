@@ -40,6 +40,16 @@ def test_the_batch_must_divide():
         partition.check_batch(mesh, 0, name="batch_size")
 
 
+@pytest.mark.parametrize(("accumulate", "multiple"), [(1, 16), (2, 16), (3, 48), (4, 32)])
+def test_mixed_pairs_stay_on_a_device(accumulate, multiple):
+    mesh = partition.make_mesh(MeshConfig(fsdp=2))
+    options = {"accumulate": accumulate, "pairs": True, "name": "batch_size"}
+    partition.check_batch(mesh, multiple, **options)
+    message = rf"an even number on each \(mixup .*; expected a multiple of {multiple}$"
+    with pytest.raises(InputError, match=message):
+        partition.check_batch(mesh, multiple // 2, **options)
+
+
 def test_a_batch_is_split_over_both_axes():
     mesh = partition.make_mesh(MeshConfig(fsdp=2))
     image = np.arange(16 * 3).reshape(16, 3)

@@ -1,12 +1,13 @@
 import json
 
 import pytest
+from etils import epath
 
 from tdm_jax.progress import Progress
 
 
 def progress(workdir, start=0, steps=10, **settings):
-    return Progress(workdir, start=start, steps=steps, batch_size=4, **settings)
+    return Progress(epath.Path(workdir), start=start, steps=steps, batch_size=4, **settings)
 
 
 def lines_of(workdir):

@@ -131,13 +131,38 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_train import tiny_config
 from tdm_jax.train import train_and_evaluate
-train_and_evaluate(tiny_config(), {workdir!r})
+train_and_evaluate(tiny_config(**{changes!r}), {workdir!r})
 """
 
 
-def start(workdir):
-    code = COMMAND.format(root=str(ROOT), tests=str(ROOT / "tests"), workdir=str(workdir))
+def start(workdir, **changes):
+    code = COMMAND.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), workdir=str(workdir), changes=changes
+    )
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+def kill_in_a_save(workdir):
+    """Goes on, saving every other step, and kills it while files of a save are being written.
+
+    Returns:
+      The folder that was being written, and the last step that was complete before.
+    """
+    process = start(workdir, **{"checkpoint.every_epochs": 2 * 16 / 1437})
+    folder = workdir / "checkpoints"
+    while True:
+        assert process.poll() is None, "no save was caught"
+        names = [path.name for path in folder.iterdir()]
+        writing = [name for name in names if "tmp" in name]
+        if writing and any((folder / writing[0]).glob("state*/*")):
+            process.send_signal(signal.SIGSTOP)
+            done = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+            # A stop comes at once, but the save may have ended before.
+            if (folder / writing[0]).is_dir() and int(writing[0].split(".")[0]) not in done:
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                return folder / writing[0], max(done)
+            process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -153,7 +178,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (parts / "result.json").exists(), "killed too late to test anything"
 
+    half_written, survivor = kill_in_a_save(parts)
+    assert half_written.is_dir()
+    store = Store(parts / "checkpoints", read_only=True)
+    assert store.latest_step() == survivor
+    store.close()
     assert start(parts).wait() == 0
+    assert not half_written.exists()
     expected, got = (saved_state(workdir, tiny_config()) for workdir in (whole, parts))
     assert expected[0] == got[0] == 20
     jax.tree.map(np.testing.assert_array_equal, got[1], expected[1])
@@ -217,7 +248,8 @@ def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"data.batch_size": 20}, "data.batch_size=20 does not divide over 8 devices"),
-        ({"accumulate": 3}, "expected a multiple of 24"),
+        ({"accumulate": 3}, "expected a multiple of 48"),
+        ({"data.batch_size": 24}, "an even number on each"),
         ({"mesh.fsdp": 3}, "does not cover 8 devices"),
         ({"reducer.name": "tdn"}, "unknown reducer 'tdn'; did you mean 'tdm'"),
         ({"model.width": 15}, "num_heads must divide the width 15"),
@@ -239,6 +271,19 @@ def test_what_cannot_be_is_refused_before_compiling(changes, message, tmp_path, 
         config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
         train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"cannot reach gs://bucket/run: ImportError: .*gcsfs.*expected `pip install gcsfs`"),
+        ({"tensorboard": True}, "tensorboard can only write to a local folder"),
+    ],
+)
+def test_a_workdir_in_an_object_store_that_cannot_be(changes, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=message):
+        train_and_evaluate(tiny_config(**changes), "gs://bucket/run")
 
 
 def test_an_unknown_key_is_refused():

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import re
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives NumPy, and so safetensors, the type bfloat16)
 import numpy as np
 import safetensors
+from etils import epath
 from flax import traverse_util
 from safetensors.numpy import load_file
 
@@ -60,7 +60,7 @@ def read_source(path: str | PathLike[str], *, ema: bool = False) -> Source:
     Raises:
       InputError: there is nothing that could be read, or it is damaged.
     """
-    path = Path(path)
+    path = epath.Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
     if is_saved_model(path):
@@ -76,7 +76,7 @@ def read_source(path: str | PathLike[str], *, ema: bool = False) -> Source:
     return source
 
 
-def _state_dict(path: Path, content: Any, *, ema: bool) -> dict[str, np.ndarray]:
+def _state_dict(path: epath.Path, content: Any, *, ema: bool) -> dict[str, np.ndarray]:
     wanted = _EMA if ema else _PLAIN
     if isinstance(content, dict):
         found = [content[key] for key in wanted if isinstance(content.get(key), dict)]
@@ -100,7 +100,7 @@ def _some(names: Any, most: int = 8) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if listed[most:] else "")
 
 
-def _from_safetensors(path: Path) -> Source:
+def _from_safetensors(path: epath.Path) -> Source:
     try:
         arrays = load_file(path)
         with safetensors.safe_open(path, "numpy") as file:
@@ -112,7 +112,7 @@ def _from_safetensors(path: Path) -> Source:
     return _described(path, arrays, _parse(path, metadata[METADATA]))
 
 
-def _from_orbax(path: Path) -> Source:
+def _from_orbax(path: epath.Path) -> Source:
     config, params = load_model(path)
     if "params" not in params:
         raise InputError(f"{path}: expected a tree with 'params'; got {_some(params)}")
@@ -121,7 +121,7 @@ def _from_orbax(path: Path) -> Source:
     return _described(path, arrays, config)
 
 
-def _described(path: Path, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Source:
+def _described(path: epath.Path, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Source:
     """Takes from keyword arguments of `create_model` what the arrays do not tell."""
     own = {k: v for k, v in config.items() if k not in ("reducer", "keep_rate", "layers")}
     try:
@@ -137,7 +137,7 @@ def _described(path: Path, arrays: dict[str, np.ndarray], config: dict[str, Any]
     )
 
 
-def _from_hugging_face(path: Path) -> Source:
+def _from_hugging_face(path: epath.Path) -> Source:
     files = [path / name for name in _HF_WEIGHTS if (path / name).is_file()]
     if not (path / "config.json").is_file() or not files:
         raise InputError(
@@ -146,7 +146,7 @@ def _from_hugging_face(path: Path) -> Source:
             f"{_some(entry.name for entry in path.iterdir()) or 'nothing'}"
         )
     try:
-        text = (path / "config.json").read_text(encoding="utf-8")
+        text = (path / "config.json").read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}/config.json: not readable: {error}") from error
     config = _parse(path / "config.json", text)
@@ -185,7 +185,7 @@ def _with_zero_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**zeros, **arrays}
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: epath.Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -195,14 +195,14 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return value
 
 
-def _number(path: Path, config: dict[str, Any], name: str, kind: type) -> Any:
+def _number(path: epath.Path, config: dict[str, Any], name: str, kind: type) -> Any:
     value = config[name]
     if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
         raise InputError(f"{path}: expected a positive {kind.__name__} for {name}; got {value!r}")
     return value
 
 
-def _pair(path: Path, size: Any) -> tuple[int, int]:
+def _pair(path: epath.Path, size: Any) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise InputError(f"{path}: expected image_size as one or two numbers; got {size!r}")

@@ -174,6 +174,9 @@ def _check(config: DataConfig) -> None:
     require(min(config.std) > 0, "std", "positive numbers")
     for key in ("batch_size", "repeats"):
         require(getattr(config, key) > 0, key, "a positive integer")
+    # Closer together, an image would be mixed with itself.
+    fits = config.repeats == 1 or config.batch_size >= 2 * config.repeats
+    require(fits, "repeats", f"at most half of batch_size={config.batch_size}")
     for key in (
         "eval_batch_size",
         "threads",
