@@ -62,8 +62,7 @@ class SoftClusterReducer(ClusterReducer):
         }
 
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
-        stages = None if self.layers is None else len(self.layers)
-        return import_stages(type(self).__name__, arrays, "cluster_layers", self.original, stages)
+        return import_stages(self, arrays, "cluster_layers", self.original)
 
     def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
         del attention

@@ -119,7 +119,7 @@ class DynamicViT(LearnedPruner):
         }
 
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
-        return import_stages("DynamicViT", arrays, "score_predictor", ORIGINAL)
+        return import_stages(self, arrays, "score_predictor", ORIGINAL)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         return predictor_macs(n, shape.width)

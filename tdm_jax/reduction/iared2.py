@@ -91,7 +91,7 @@ class IARED2(LearnedPruner):
             for part in ("token", "class")
             for name, leaf in (("weight", "kernel"), ("bias", "bias"))
         }
-        return import_stages("IARED2", arrays, "interpreter", names)
+        return import_stages(self, arrays, "interpreter", names)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         d = shape.width

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.errors import InputError
+from tdm_jax.reduction.base import StageReducer
 
 
 def stage_name(stage: int) -> str:
@@ -14,41 +15,41 @@ def stage_name(stage: int) -> str:
 
 
 def import_stages(
-    owner: str,
-    arrays: dict[str, np.ndarray],
-    prefix: str,
-    names: dict[str, str],
-    stages: int | None = None,
+    reducer: StageReducer, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
 ) -> dict[str, Any]:
     """Sorts the arrays `{prefix}.{stage}.{name}` of a PyTorch program into a tree by stage.
 
     Args:
-      owner: the method, for messages.
+      reducer: the method; each of its layers is a stage, or, where every block is one, there are as
+        many as the names tell.
       arrays: by original name.
       prefix: of all names.
       names: for each original name its path in a stage's tree, parts joined by "/". A linear map's
         "kernel" is transposed, PyTorch has the outputs first.
-      stages: how many there must be; None for as many as the names tell.
 
     Returns:
       `{"stage_0": {...}, ...}`.
 
     Raises:
-      InputError: names are missing or unknown.
+      InputError: there are more or fewer stages, or names are missing or unknown.
     """
+    owner = type(reducer).__name__
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
-    found = {name: pattern.fullmatch(name) for name in arrays}
-    if stages is None:
-        stages = 1 + max((int(match[1]) for match in found.values() if match), default=0)
+    matches = map(pattern.fullmatch, arrays)
+    got = 1 + max((int(match[1]) for match in matches if match), default=-1)
+    stages = got if reducer.layers is None else len(reducer.layers)
+    if got != stages:
+        raise InputError(
+            f"{owner}: expected weights of {stages} stages, one for each of the layers "
+            f"{reducer.layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; got {got} stages"
+        )
     expected = {
         f"{prefix}.{stage}.{name}": (stage, path)
         for stage in range(stages)
         for name, path in names.items()
     }
-    missing, extra = (
-        sorted(expected.keys() - arrays.keys()),
-        sorted(arrays.keys() - expected.keys()),
-    )
+    missing = sorted(expected.keys() - arrays.keys())
+    extra = sorted(arrays.keys() - expected.keys())
     if missing or extra:
         parts = [f"{len(missing)} missing: {', '.join(missing[:4])}"] if missing else []
         parts += [f"{len(extra)} unknown: {', '.join(extra[:4])}"] if extra else []

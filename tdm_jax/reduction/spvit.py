@@ -133,9 +133,7 @@ class SPViT(DynamicViT):
             for head in range(heads)
             for name, path in ORIGINAL.items()
         }
-        return import_stages(
-            "SPViT", arrays, "score_predictor", names | (_GATE if self.gate else {})
-        )
+        return import_stages(self, arrays, "score_predictor", names | (_GATE if self.gate else {}))
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         left = self.block_plan(layer, n, shape).out

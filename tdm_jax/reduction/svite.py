@@ -58,6 +58,11 @@ class SViTE(PruneReducer):
                 "SViTE: expected the weights gumbel.weight and gumbel.bias; "
                 f"got {', '.join(sorted(arrays)) or 'none'}"
             )
+        if self.layers is None or len(self.layers) != 1:
+            raise InputError(
+                "SViTE: the original's weights are of 1 stage; expected layers with one block; "
+                f"got {self.layers}"
+            )
         only = {"kernel": arrays["gumbel.weight"].T, "bias": arrays["gumbel.bias"]}
         return {stage_name(0): only}
 

@@ -5,7 +5,7 @@ import pytest
 
 from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import ViTShape, plan
+from tdm_jax.reduction import StageReducer, ViTShape, names, plan
 from tdm_jax.reduction.schedule import removals
 
 SHAPE = ViTShape((10, 10), 4, 32, 2)
@@ -112,6 +112,25 @@ def test_what_does_not_fit_the_model_is_refused_at_construction(settings, messag
             num_heads=2,
             num_classes=2,
         )
+
+
+STAGED = [name for name in names() if isinstance(make_reducer(name), StageReducer)]
+
+
+@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0\.0"),
+        ({"keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1\.5"),
+        ({"layers": (2, 1)}, r"ascending block indices from 0; got \(2, 1\)"),
+        ({"layers": (1, 4)}, r"layers \(1, 4\) must lie within the 4 blocks"),
+        ({"layers": (1,), "counts": (101,)}, "at most the 100 patches; got 101"),
+    ],
+)
+def test_every_method_refuses_a_bad_schedule_before_it_runs(name, settings, message):
+    with pytest.raises(InputError, match=message):
+        make_reducer(name, **settings).check(SHAPE)
 
 
 def test_unknown_methods_and_weights():

@@ -141,6 +141,16 @@ def test_the_policy_loss_moves_the_policies_alone():
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), grads)
 
 
+def test_weights_come_by_name():
+    arrays = {
+        f"interpreter.{stage}.{part}.{name}": WEIGHTS[f"stage_{stage}"][part][leaf].T
+        for stage in range(2)
+        for part in ("token", "class")
+        for name, leaf in (("weight", "kernel"), ("bias", "bias"))
+    }
+    jax.tree.map(np.testing.assert_array_equal, REDUCER.import_weights(arrays), WEIGHTS)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="class token; got a model without one"):
         REDUCER.check(ViTShape(grid=(2, 2), depth=3, width=8, num_heads=2, class_token=False))

@@ -76,6 +76,8 @@ def test_weights_come_under_the_originals_names():
     )
     with pytest.raises(InputError, match=r"expected the weights gumbel\.weight .* got other"):
         REDUCER.import_weights({"other": WEIGHTS["bias"]})
+    with pytest.raises(InputError, match=r"expected layers with one block; got \(0, 3\)"):
+        SViTE(layers=(0, 3)).import_weights(arrays)
 
 
 def test_bad_settings_are_refused():
