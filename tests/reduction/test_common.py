@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tdm_jax import create_model, make_reducer, unmerge
 from tdm_jax.attention import AttentionView
 from tdm_jax.reduction import Step, ViTShape, plan
+from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.tokens import TokenState, take
 
 BATCH, GRID, WIDTH, HEADS, CLASSES = 8, (4, 6), 32, 2, 5
@@ -293,6 +294,18 @@ class Network:
     def answer(self):
         return self(self.params, self.images)
 
+    @functools.cached_property
+    def in_bfloat16(self):
+        """A gradient of the parameters, the logits and `Info`, computed in bfloat16."""
+        model = self.model.clone(dtype=jnp.bfloat16)
+
+        def loss(params):
+            logits, info = model.apply(params, self.images, return_info=True)
+            return (logits**2).mean(), (logits, info)
+
+        run = jax.jit(jax.grad(loss, has_aux=True)).lower(self.params).compile(QUICKLY)
+        return run(self.params)
+
 
 @pytest.fixture(scope="module")
 def network(row):
@@ -315,6 +328,34 @@ def test_sizes_count_the_patches_that_the_source_map_assigns(row, network):
         np.testing.assert_array_equal(np.bincount(assign[assign >= 0], minlength=len(size)), size)
         assert (assign >= -1).all()
     assert (info.assign < 0).any() if row.drops else (info.size.sum(1) == PATCHES).all()
+
+
+@pytest.fixture
+def in_bfloat16(row, network):
+    if row not in FIRST:
+        pytest.skip("as with defaults")
+    return network.in_bfloat16
+
+
+def test_gradients_reach_the_patch_embedding(in_bfloat16):
+    gradient, _ = in_bfloat16
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+    kernel = np.abs(gradient["params"]["patch_embed"]["proj"]["kernel"])
+    assert (kernel.max(axis=(0, 1, 2)) > 1e-6).all()
+
+
+def test_bfloat16_answers_alike_where_it_chooses_alike(network, in_bfloat16):
+    _, (logits, info) = in_bfloat16
+    expected, exact, *_ = network.answer
+    alike = np.ones(BATCH, bool)
+    # The source map of soft clusters decides nothing.
+    if not isinstance(network.model.reducer, SoftClusterReducer):
+        for stage, other in zip(info.stages, exact.stages, strict=True):
+            alike &= (np.asarray(stage.assign) == np.asarray(other.assign)).all(axis=1)
+    assert alike.any()
+    # Logits reach 0.5; eight bits through three blocks.
+    np.testing.assert_allclose(logits[alike], expected[alike], atol=0.03)
 
 
 def test_no_collective_when_the_batch_is_sharded(network):
