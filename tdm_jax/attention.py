@@ -90,10 +90,27 @@ class Attention(nn.Module):
         if isinstance(key_weight, KeyMask):
             y = masked_attention(q, k, v, weight)
         else:
-            full = None if bias is None else bias[:, None, None, :].astype(q.dtype)
-            y = jax.nn.dot_product_attention(q, k, v, bias=full)
+            y = attend(q, k, v, bias)
         y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(b, t, d))
         return y, AttentionView(q, k, v, bias, self.prefix)
+
+
+def attend(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    bias: Float[Array, "b t"] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Softmax attention, `bias` added to each key's logits; the softmax is float32's."""
+    q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
+    logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Dividing here instead of in the softmax saves a pass over the n x n numbers.
+    y = y / share.sum(axis=-1, keepdims=True)
+    return jnp.swapaxes(y, 1, 2).astype(v.dtype)
 
 
 def masked_attention(

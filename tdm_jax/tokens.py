@@ -165,12 +165,38 @@ def average(
     The weights are normalised first, in float32, so that a token that is alone comes out as it
     went in.
     """
-    # Attention can underflow to 0; a cluster of nothing but zeros must not become 0 / 0.
-    weight = jnp.maximum(weight.astype(jnp.float32), 1e-18)
-    share = one_hot(route, count) * weight[..., None]  # [b, n, m]
+    share = one_hot(route, count) * _positive(weight)[..., None]  # [b, n, m]
     total = share.sum(axis=1, keepdims=True)
     share = share / jnp.where(total > 0, total, 1.0)
     return weighted_sum(share, tokens)
+
+
+def join(
+    tokens: Float[Array, "b m d"],
+    weight: Float[Array, "b m"],
+    joining: Float[Array, "b r d"],
+    joining_weight: Float[Array, "b r"],
+    partner: Int[Array, "b r"],
+) -> Float[Array, "b m d"]:
+    """What `average` makes of tokens of which a few join others, at the cost of those few.
+
+    Args:
+      tokens: those that are joined, or stay alone.
+      weight: theirs in an average.
+      joining: those that join.
+      joining_weight: theirs.
+      partner: which of `tokens` each of them joins.
+    """
+    share = one_hot(partner, tokens.shape[1]) * _positive(joining_weight)[..., None]
+    weight = _positive(weight)
+    total = weight + share.sum(axis=1)
+    own = (weight / total)[..., None].astype(tokens.dtype)
+    return own * tokens + weighted_sum(share / total[:, None], joining)
+
+
+def _positive(weight: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    # Attention can underflow to 0; a cluster of nothing but zeros must not become 0 / 0.
+    return jnp.maximum(weight.astype(jnp.float32), 1e-18)
 
 
 def weighted_sum(

@@ -102,8 +102,13 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         d = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=_init, name="fc2")(x)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=_init, name="fc2")(gelu(x))
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, in float32; by erf, which is twice as fast as erfc on CPUs."""
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * 2**-0.5))).astype(x.dtype)
 
 
 class Block(nn.Module):

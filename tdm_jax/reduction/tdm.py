@@ -27,6 +27,7 @@ from tdm_jax.tokens import (
     average,
     cosine,
     inverse,
+    join,
     one_hot,
     take,
     top,
@@ -236,72 +237,98 @@ class Merger:
             take(value, order) for value in (state.tokens, score, state.size, state.kind)
         )
         weight = {"attention": score, "uniform": jnp.ones_like(score), "size": size}[self.weight]
-
-        parts, kinds, routes = [], [], []
-        if k:
-            route = self._attentive_route(tokens[:, :k], counts)
-            parts.append(_merged(tokens[:, :k], weight[:, :k], route, counts.matched, k))
-            alone = one_hot(route, counts.matched).sum(axis=1) == 1
-            # The first token of a route lends its kind, where it stays alone.
-            first = jnp.argmax(one_hot(route, counts.matched), axis=1)
-            kinds.append(jnp.where(alone, take(kind, first), MATCHED))
-            routes.append(route)
+        part, own, route = self._attentive(tokens[:, :k], weight[:, :k], kind[:, :k], counts)
+        parts, kinds, routes = [part], [own], [route]
         rest = slice(k, None)
         if counts.clusters:
             route = density_peaks(tokens[:, rest], counts.clusters, self.neighbors)
             parts.append(average(tokens[:, rest], route, weight[:, rest], counts.clusters))
             kinds.append(jnp.full(parts[-1].shape[:2], CLUSTER))
             routes.append(counts.matched + route)
-        elif k < state.count:
-            routes.append(jnp.full((tokens.shape[0], state.count - k), -1))
+        else:
+            routes.append(jnp.full_like(order[:, rest], -1))
         if counts.fused:
             parts.append(weighted_sum(score[:, rest, None], tokens[:, rest]))
             kinds.append(jnp.full(parts[-1].shape[:2], FUSED))
-        place = inverse(order, state.count)
         return state.become(
             jnp.concatenate(parts, axis=1),
-            take(jnp.concatenate(routes, axis=1), place),
+            take(jnp.concatenate(routes, axis=1), inverse(order, state.count)),
             jnp.concatenate(kinds, axis=1),
         )
 
-    def _attentive_route(
-        self, tokens: Float[Array, "b k d"], counts: TDMCounts
-    ) -> Int[Array, "b k"]:
-        if counts.matched == counts.attentive:
-            return jnp.broadcast_to(jnp.arange(counts.attentive), tokens.shape[:2])
-        if self.merge == "cluster":
-            return density_peaks(tokens, counts.matched, self.neighbors)
-        return match(tokens, counts.matched)
+    def _attentive(
+        self,
+        tokens: Float[Array, "b k d"],
+        weight: Float[Array, "b k"],
+        kind: Int[Array, "b k"],
+        counts: TDMCounts,
+    ) -> tuple[Float[Array, "b m d"], Int[Array, "b m"], Int[Array, "b k"]]:
+        """Merges attentive tokens; returns what they become, its kind, and the route."""
+        count = counts.matched
+        if count == counts.attentive:
+            return tokens, kind, jnp.broadcast_to(jnp.arange(count), kind.shape)
+        if self.merge == "match":
+            return match(tokens, weight, kind, count)
+        route = density_peaks(tokens, count, self.neighbors)
+        members = one_hot(route, count)
+        # The first token of a route lends its kind, where it stays alone.
+        lent = take(kind, jnp.argmax(members, axis=1))
+        kind = jnp.where(members.sum(axis=1) == 1, lent, MATCHED)
+        return average(tokens, route, weight, count), kind, route
 
 
-def match(tokens: Float[Array, "b k d"], count: int) -> Int[Array, "b k"]:
+def match(
+    tokens: Float[Array, "b k d"],
+    weight: Float[Array, "b k"],
+    kind: Int[Array, "b k"],
+    count: int,
+) -> tuple[Float[Array, "b m d"], Int[Array, "b m"], Int[Array, "b k"]]:
     """Merges tokens in homogeneous pairs until `count` are left.
+
+    The k - count sources that are most alike to a destination (cosine) join it.
 
     Args:
       tokens: the ceil(k / 2) destinations, then the sources.
+      weight: theirs in an average.
+      kind: what each is made of.
       count: at least ceil(k / 2).
 
     Returns:
-      The route of each token. The k - count sources that are most alike to a destination (cosine)
-      join it; destinations come first, then the sources that stay alone, the most alike first.
+      The destinations, then the sources that stay alone, the most alike first; the kind of each;
+      the route of each token that came in.
     """
     k = tokens.shape[1]
     destinations, merging = -(-k // 2), k - count
-    tokens = jax.lax.stop_gradient(tokens)
-    similarity = cosine(tokens[:, destinations:], tokens[:, :destinations])
+    into, source = slice(destinations), slice(destinations, None)
+    similarity = cosine(*(jax.lax.stop_gradient(tokens[:, part]) for part in (source, into)))
     partner = jnp.argmax(similarity, axis=-1)
-    rank = inverse(top(similarity.max(axis=-1), k - destinations), k - destinations)
-    sources = jnp.where(rank < merging, partner, destinations + rank - merging)
-    stay = jnp.broadcast_to(jnp.arange(destinations), (tokens.shape[0], destinations))
-    return jnp.concatenate([stay, sources], axis=1)
-
-
-def _merged(
-    tokens: Float[Array, "b k d"],
-    weight: Float[Array, "b k"],
-    route: Int[Array, "b k"],
-    count: int,
-    k: int,
-) -> Float[Array, "b m d"]:
-    # Nothing merges: nothing is multiplied.
-    return tokens if count == k else average(tokens, route, weight, count)
+    order = top(similarity.max(axis=-1), k - destinations)
+    gone, stay = order[:, :merging], order[:, merging:]
+    joined = take(partner, gone)
+    rank = inverse(order, k - destinations)
+    taken = one_hot(joined, destinations, bool).any(axis=1)
+    return (
+        jnp.concatenate(
+            [
+                join(
+                    tokens[:, into],
+                    weight[:, into],
+                    take(tokens[:, source], gone),
+                    take(weight[:, source], gone),
+                    joined,
+                ),
+                take(tokens[:, source], stay),
+            ],
+            axis=1,
+        ),
+        jnp.concatenate(
+            [jnp.where(taken, MATCHED, kind[:, into]), take(kind[:, source], stay)], axis=1
+        ),
+        jnp.concatenate(
+            [
+                jnp.broadcast_to(jnp.arange(destinations), taken.shape),
+                jnp.where(rank < merging, partner, destinations + rank - merging),
+            ],
+            axis=1,
+        ),
+    )

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil, plan
 from tdm_jax.reduction.schedule import removals
-from tdm_jax.tokens import MATCHED, TokenState, cosine, inverse, one_hot, take, top, weighted_sum
+from tdm_jax.tokens import MATCHED, TokenState, cosine, inverse, join, one_hot, take, top
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,15 @@ class ToMe(StageReducer):
         order = jnp.argsort(merges, axis=-1, stable=True)  # those that stay come first
         left, gone = order[:, :stay], order[:, stay:]
 
-        size_b = state.size[:, b]
-        share = one_hot(take(partner, gone), size_b.shape[1])
-        taken = share.max(axis=1) > 0
-        share = share * take(state.size[:, a], gone)[..., None]
-        total = share.sum(axis=1) + size_b
-        own = (size_b / total)[..., None].astype(state.tokens.dtype)
-        into = weighted_sum(share / total[:, None], take(state.tokens[:, a], gone))
+        joined = take(partner, gone)
+        merged = join(
+            state.tokens[:, b],
+            state.size[:, b],
+            take(state.tokens[:, a], gone),
+            take(state.size[:, a], gone),
+            joined,
+        )
+        taken = one_hot(joined, merged.shape[1], bool).any(axis=1)
         kept = jnp.cumsum(~merges, axis=-1) - 1
         route = jnp.concatenate(
             [
@@ -110,7 +112,7 @@ class ToMe(StageReducer):
         )
         place = np.argsort(np.concatenate([np.arange(n)[a], np.arange(n)[b]]))
         return state.become(
-            jnp.concatenate([take(state.tokens[:, a], left), own * state.tokens[:, b] + into], 1),
+            jnp.concatenate([take(state.tokens[:, a], left), merged], 1),
             route[:, place],
             jnp.concatenate(
                 [take(state.kind[:, a], left), jnp.where(taken, MATCHED, state.kind[:, b])], 1
