@@ -30,21 +30,30 @@ class AttentionView:
     bias: Float[Array, "b t"] | None
     prefix: int = struct.field(pytree_node=False)
 
-    def _softmax(self, q: Float[Array, "b q h k"]) -> Float[Array, "b h q t"]:
-        scale = self.q.shape[-1] ** -0.5
-        logits = jnp.einsum("bqhk,bthk->bhqt", q, self.k, preferred_element_type=jnp.float32)
-        logits = logits * scale
-        if self.bias is not None:
-            logits = logits + self.bias[:, None, None, :]
-        return jax.nn.softmax(logits, axis=-1)
-
     def class_row(self) -> Float[Array, "b h n"]:
         """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
-        return self._softmax(self.q[:, :1])[:, :, 0, self.prefix :]
+        b, t, h, k = self.k.shape
+        # Each head's query among zeros: one product with the keys as they lie in memory. Taking
+        # them head by head made the TPU compiler lay them out anew, and store the n x n map.
+        queries = jnp.eye(h, dtype=self.q.dtype)[:, :, None] * self.q[:, :1]
+        row = jnp.einsum(
+            "btd,bhd->bht",
+            self.k.reshape(b, t, h * k),
+            queries.reshape(b, h, h * k),
+            preferred_element_type=jnp.float32,
+        )
+        return self._softmax(row)[:, :, self.prefix :]
 
     def received(self) -> Float[Array, "b n"]:
         """Attention that each patch token receives, summed over heads and all queries."""
-        return self._softmax(self.q).sum(axis=(1, 2))[:, self.prefix :]
+        logits = jnp.einsum("bqhk,bthk->bhqt", self.q, self.k, preferred_element_type=jnp.float32)
+        return self._softmax(logits).sum(axis=(1, 2))[:, self.prefix :]
+
+    def _softmax(self, logits: Float[Array, "b h ... t"]) -> Float[Array, "b h ... t"]:
+        logits = logits * self.q.shape[-1] ** -0.5
+        if self.bias is not None:
+            logits = logits + jnp.expand_dims(self.bias, tuple(range(1, logits.ndim - 1)))
+        return jax.nn.softmax(logits, axis=-1)
 
     def keys(self) -> Float[Array, "b n h k"]:
         """The patch tokens' keys."""
