@@ -1,12 +1,14 @@
 """Where arrays live: one mesh with a data and an fsdp axis, and the shardings that follow.
 
 The batch is split over both axes. Parameters, moments and averages are replicated over `data` and,
-where an axis of theirs divides, split over `fsdp`; with fsdp = 1 that is plain data parallelism.
+where an axis of theirs divides, split over `fsdp`; with fsdp = 1 that is plain data parallelism. A
+step gathers the parameters, computes with whole ones, and reduces each gradient to where it lives.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,10 +44,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh data={config.data} x fsdp={config.fsdp} does not cover {count} devices; "
             f"expected data * fsdp = {count}, or data=-1 and an fsdp that divides it"
         )
-    # Auto: jax.make_mesh defaults to explicit axes, which linen's concatenation refuses.
-    return jax.make_mesh(
-        (data, config.fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    # Auto: the default, explicit axes, is what linen's concatenation refuses.
+    grid = np.asarray(by_process(devices)).reshape(data, config.fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def by_process(devices: Sequence[Any]) -> list[Any]:
+    """Devices in the order of their processes, each of which reads neighbouring rows of a batch.
+
+    `jax.make_mesh` would follow the torus of a TPU slice instead, in and out of the hosts' blocks.
+    """
+    return sorted(devices, key=lambda device: device.process_index)
 
 
 def check_batch(
@@ -92,6 +101,19 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
     return jax.tree.map(spec, state)
+
+
+def gathered(mesh: Mesh, params: PyTree) -> PyTree:
+    """Inside a jitted step: parameters as whole copies, to compute with.
+
+    Left to itself, XLA would rather send the activations of split weights around.
+    """
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def scattered(mesh: Mesh, grads: PyTree) -> PyTree:
+    """Inside a jitted step: gradients split as the parameters are that they belong to."""
+    return jax.lax.with_sharding_constraint(grads, state_shardings(mesh, grads))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

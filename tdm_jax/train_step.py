@@ -21,7 +21,13 @@ from jaxtyping import Array, Float, PyTree
 from tdm_jax import losses, metrics
 from tdm_jax.augment import augment_batch, normalise
 from tdm_jax.data import DataConfig
-from tdm_jax.partition import batch_sharding, replicated, state_shardings
+from tdm_jax.partition import (
+    batch_sharding,
+    gathered,
+    replicated,
+    scattered,
+    state_shardings,
+)
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -89,6 +95,7 @@ def train_step(
     state: TrainState,
     batch: Mapping[str, ArrayLike],
     teacher_params: PyTree = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments a batch, and follows the gradient of its mean loss.
 
@@ -97,6 +104,7 @@ def train_step(
       state: the state; may be donated.
       batch: `image` uint8 [b, h, w, c] and `label` int32 [b].
       teacher_params: the teacher's parameters, if the recipe has one.
+      mesh: that the state is split over; None for one device.
 
     Returns:
       The next state, and `loss`, its parts, `grad_norm` and `learning_rate` of this step.
@@ -110,10 +118,14 @@ def train_step(
     def loss(params: PyTree, key: Array, images: Array, targets: Array) -> tuple[Array, Metrics]:
         return _loss(recipe, params, teacher_params, key, images, targets)
 
+    params = state.params
     gradient = jax.grad(loss, has_aux=True)
+    if mesh is not None:
+        params, teacher_params = gathered(mesh, (params, teacher_params))
+        gradient = _scattered(gradient, mesh)
     if recipe.accumulate > 1:
         gradient = _accumulated(gradient, recipe.accumulate)
-    grads, values = gradient(state.params, model_key, images, targets)
+    grads, values = gradient(params, model_key, images, targets)
 
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -142,7 +154,7 @@ def lower_train_step(
     shardings = state_shardings(mesh, state)
     teacher = state_shardings(mesh, teacher_params)
     step = jax.jit(
-        functools.partial(train_step, recipe),
+        functools.partial(train_step, recipe, mesh=mesh),
         in_shardings=(shardings, batch_sharding(mesh), teacher),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -156,7 +168,7 @@ def lower_eval_step(
 ) -> Lowered:
     """The evaluation step over a mesh, ready to compile; of `params` shapes suffice."""
     step = jax.jit(
-        lambda params, batch: eval_step(model, params, batch, data),
+        lambda params, batch: eval_step(model, gathered(mesh, params), batch, data),
         in_shardings=(state_shardings(mesh, params), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -201,6 +213,16 @@ def _loss(
     auxiliary = recipe.model.reducer.losses(info, logits, targets, teacher)
     total = total + sum(auxiliary.values())
     return total, values | auxiliary | {"loss": total}
+
+
+def _scattered(gradient: Callable, mesh: Mesh) -> Callable:
+    """`gradient`, reduced to where each parameter lives."""
+
+    def reduced(*args: PyTree) -> tuple[PyTree, Metrics]:
+        grads, values = gradient(*args)
+        return scattered(mesh, grads), values
+
+    return reduced
 
 
 def _accumulated(gradient: Callable, parts: int) -> Callable:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,15 @@ def test_the_mesh_covers_all_devices(config, shape):
 def test_a_mesh_that_does_not_cover_them(config):
     with pytest.raises(InputError, match="does not cover 8 devices"):
         partition.make_mesh(config)
+
+
+def test_a_process_has_neighbouring_rows():
+    # The order in which v5e:4x4 is walked, by the hosts of its chips.
+    walk = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
+    devices = [SimpleNamespace(id=i, process_index=host) for i, host in enumerate(walk)]
+    ordered = partition.by_process(devices)
+    assert [device.process_index for device in ordered] == sorted(walk)
+    assert [device.id for device in ordered[:4]] == [0, 1, 6, 15]
 
 
 def test_the_batch_must_divide():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -129,6 +130,35 @@ def test_data_parallel_training_only_reduces_gradients(reducer):
     ]
     assert sum(n for n in reduced if n > 1) == sum(x.size for x in jax.tree.leaves(params)) - 32
     assert reduced.count(1) <= 2
+
+
+def test_split_weights_are_gathered_and_activations_stay(monkeypatch):
+    monkeypatch.setattr(partition, "FSDP_MIN_SIZE", 1)
+    recipe = make_recipe(make_model("tdm", drop_path=0.2))
+    mesh = mesh_of(8, fsdp=4)
+    params = random_params(recipe.model)
+    known = {leaf.shape for leaf in jax.tree.leaves(params)}
+    programs = (
+        lower_train_step(recipe, mesh, init_state(recipe, params)),
+        lower_eval_step(recipe.model, recipe.data, BATCH, mesh, params),
+    )
+    for program in programs:
+        found = COLLECTIVE.findall(program.compile().as_text())
+        assert {kind for _, kind in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+        assert "all-gather" in {kind for _, kind in found}
+        for shapes, _ in found:
+            for dims in re.findall(r"f32\[([\d,]*)\]", shapes):
+                shape = tuple(int(n) for n in dims.split(",") if n)
+                # A parameter, a part of one, or a sum for the metrics; nothing of a batch.
+                assert any(is_part(shape, whole) for whole in known) or not shape, shape
+
+
+def is_part(shape, whole):
+    """Whether an array could be a part of a parameter, transposed or not."""
+    return len(shape) == len(whole) and any(
+        all(n % m == 0 for n, m in zip(whole, order, strict=True))
+        for order in itertools.permutations(shape)
+    )
 
 
 @pytest.mark.parametrize("reducer", ["evit", "tdm"])
