@@ -123,15 +123,16 @@ def attend(
 
 
 def _has_fused_kernel(q: Float[Array, "b t h k"]) -> bool:
-    # Asked while tracing: without a CUDA device the kernel cannot even be traced.
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and _on_ampere()
+
+
+def _on_ampere() -> bool:
+    # Asked while tracing: without such a device the kernel cannot even be traced.
     backend = jax.extend.backend.get_backend()
-    return (
-        q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= 128
-        and "cuda" in backend.platform_version
-        and float(backend.local_devices()[0].compute_capability) >= 8
-    )
+    if "cuda" not in backend.platform_version:
+        return False
+    return float(backend.local_devices()[0].compute_capability) >= 8
 
 
 _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

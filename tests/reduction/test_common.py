@@ -364,6 +364,12 @@ def test_no_collective_when_the_batch_is_sharded(network):
         assert collective not in program
 
 
+def test_nothing_is_scattered_or_computed_in_float64(network):
+    program = network.compiled.as_text()
+    assert " scatter(" not in program
+    assert "f64[" not in program
+
+
 def test_permuting_the_patches_changes_nothing_but_order(row, network):
     order = np.random.default_rng(3).permutation(PATCHES)
     rows, columns = GRID
