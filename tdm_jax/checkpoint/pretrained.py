@@ -55,7 +55,7 @@ def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str
 
 def load_pretrained(
     path: str | PathLike[str],
-    reducer: str | Reducer = "none",
+    reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
     num_heads: int | None = None,
@@ -75,7 +75,9 @@ def load_pretrained(
 
     Args:
       path: as in `read_state_dict`.
-      reducer: a name, or an object from `make_reducer`.
+      reducer: a name, or an object from `make_reducer`; None for the one that the model was saved
+        with (`save_model(path, {**describe(model), "reducer": describe_reducer(reducer)}, params)`
+        keeps calibrated counts, too), else "none".
       keep_rate: with a reducer by name; None for its default.
       num_heads: of the model; must be told if the width is no multiple of 64.
       num_classes: another number than the checkpoint's needs `reset_head`.
@@ -112,7 +114,7 @@ def load_pretrained(
 
 def load(
     source: Source,
-    reducer: str | Reducer = "none",
+    reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
     reset_head: bool = False,
@@ -123,8 +125,12 @@ def load(
     """`load_pretrained` for a checkpoint that was read before; also tells what was mapped."""
     naming = detect(source.arrays)
     fields, grid = architecture(source, naming, overrides)
+    # A reducer that is given replaces the saved one with all that belongs to it.
+    told = source.reducer if reducer is None else {"reducer": reducer}
+    if keep_rate is not None:
+        told = told | {"keep_rate": keep_rate}
     try:
-        model = create_model("vit", reducer, keep_rate, **{**fields, **overrides})
+        model = create_model("vit", **{**fields, **told, **overrides})
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
     fit = Fit(source, naming, model, grid, reset_head, fresh_reducer)

@@ -39,6 +39,8 @@ class Source:
       num_heads: (no array tells),
       layer_norm_eps: (no array tells) and
       num_classes: where the arrays may have no head.
+      reducer: `reducer` and what belongs to it, as `create_model` takes them, if it was saved with
+        one.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Source:
     num_heads: int | None = None
     layer_norm_eps: float | None = None
     num_classes: int | None = None
+    reducer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_source(path: str | PathLike[str], *, ema: bool = False) -> Source:
@@ -123,7 +126,8 @@ def _from_orbax(path: epath.Path) -> Source:
 
 def _described(path: epath.Path, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> Source:
     """Takes from keyword arguments of `create_model` what the arrays do not tell."""
-    own = {k: v for k, v in config.items() if k not in ("reducer", "keep_rate", "layers")}
+    reducer = {k: v for k, v in config.items() if k in ("reducer", "keep_rate", "layers")}
+    own = {k: v for k, v in config.items() if k not in reducer}
     try:
         model = create_model(**own)
     except (InputError, TypeError) as error:
@@ -134,6 +138,7 @@ def _described(path: epath.Path, arrays: dict[str, np.ndarray], config: dict[str
         image_size=model.image_size,
         num_heads=model.num_heads,
         layer_norm_eps=model.layer_norm_eps,
+        reducer=reducer,
     )
 
 

@@ -6,10 +6,14 @@ python -m tdm_jax.data.benchmark --images=400 --output=pipeline.md
 
 The data are JPEGs of 500 × 375 pixels, about ImageNet's average, made for the purpose; the recipe
 is DeiT's on the host: random resized crop, flip, RandAugment.
+
+What was measured before the pipeline was built on Pillow, images a second on one core for the same
+task: Pillow 460–495 without and 325–345 with RandAugment; OpenCV 665 without, but its crop does not
+antialias; tf.data with operations written by hand 400–430; torchvision v2 350; Keras's layers 25.
+Pillow also lets other threads work: 299 on one core were 618 on two.
 """
 
 import dataclasses
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +27,7 @@ from tdm_jax import cli, data
 from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
 from tdm_jax.errors import InputError
+from tdm_jax.files import write_text
 
 _SIZE = (500, 375)
 _FILES = 64
@@ -93,10 +98,11 @@ def measure(image_size: int, count: int, threads: list[int]) -> str:
         )
         took = stages(config, files, count)
         rates = [throughput(dataclasses.replace(config, threads=n), count) for n in threads]
-    lines = ["| stage | ms an image | share |", "|---|---:|---:|"]
     total = sum(took.values())
+    lines = [f"DeiT's recipe at {image_size} pixels, JPEGs of {_SIZE[0]} × {_SIZE[1]}:", ""]
+    lines += ["| stage | ms an image | share |", "|---|---:|---:|"]
     lines += [f"| {stage} | {ms:.2f} | {ms / total:.0%} |" for stage, ms in took.items()]
-    lines += ["", "| threads | images/s | images/s of processor time |", "|---:|---:|---:|"]
+    lines += ["", "| threads | images/s | images/s per core (processor time) |", "|---:|---:|---:|"]
     lines += [
         f"| {n} | {rate:.0f} | {cpu_rate:.0f} |"
         for n, (rate, cpu_rate) in zip(threads, rates, strict=True)
@@ -119,15 +125,10 @@ def main() -> None:
         raise InputError("--images and --image_size must be positive")
     if not all(number.isdigit() and int(number) > 0 for number in given.threads):
         raise InputError(f"--threads: got {given.threads}, expected positive integers")
-    output = Path(given.output)
-    if given.output and not output.absolute().parent.is_dir():
-        raise InputError(f"--output: no directory {output.absolute().parent}")
     table = measure(given.image_size, given.images, [int(n) for n in given.threads])
     print(table)
     if given.output:
-        partial = output.with_name(output.name + ".tmp")
-        partial.write_text(table + "\n")
-        os.replace(partial, output)
+        write_text(given.output, table + "\n")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tdm_jax import create_model
-from tdm_jax.checkpoint import load_pretrained, read_state_dict, save_model, save_safetensors
+from tdm_jax.checkpoint import (
+    describe,
+    load_pretrained,
+    read_state_dict,
+    save_model,
+    save_safetensors,
+)
 from tdm_jax.checkpoint.fit import resize_positions
 from tdm_jax.errors import InputError
+from tdm_jax.reduction import REDUCERS, Reducer, describe_reducer, make_reducer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 IMAGES = np.load(GOLDENS / "images_nchw.npy").transpose(0, 2, 3, 1)
@@ -386,8 +393,6 @@ class TestReducerWeights:
 
     @pytest.fixture
     def learned(self):
-        from tdm_jax.reduction import REDUCERS, make_reducer
-
         names = [name for name, kind in REDUCERS.items() if kind.learned]
         if not names:
             pytest.skip("no learned reducer yet")
@@ -421,6 +426,19 @@ class TestReducerWeights:
             load_pretrained(
                 tmp_path / "described.safetensors", learned, extra_weights={"x": np.zeros(3)}
             )
+
+
+def test_a_saved_reducer_comes_back(tmp_path):
+    calibrated = make_reducer("ats", layers=(0, 1), counts=(5, 3))
+    model = create_model("vit", calibrated, **TINY)
+    config = {**describe(model), "reducer": describe_reducer(calibrated)}
+    save_model(tmp_path / "model", config, _random_params(model))
+    assert load_pretrained(tmp_path / "model")[0].reducer == calibrated
+    assert load_pretrained(tmp_path / "model", "none")[0].reducer == Reducer()
+    other = load_pretrained(tmp_path / "model", "evit", 0.5, layers=(1,))[0].reducer
+    assert other == make_reducer("evit", keep_rate=0.5, layers=(1,))
+    with pytest.raises(InputError, match="keep_rate belong to the reducer"):
+        load_pretrained(tmp_path / "model", keep_rate=0.5)
 
 
 def test_extra_weights_without_a_use():
