@@ -10,6 +10,9 @@ augmentation, gradient and AdamW) all contenders take turns, the unreduced model
 each method runs its twin with the same token counts, chosen for free (`reduction.sliced`): the
 share of the time that the twin saves is the share of the reduction. FLOP/s count two operations a
 multiply-add of the model's products and convolutions, three times that for a training step.
+
+`--advise=3.0` measures something else: which token counts are fastest at no more than 3.0 GFLOPs an
+image (multiply-adds, as tables count them); see `tdm_jax.advise`.
 """
 
 import itertools
@@ -23,7 +26,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import PyTree
 
-from tdm_jax import cli, contenders, cost, machine, optim, partition, tables, throughput
+from tdm_jax import advise, cli, contenders, cost, machine, optim, partition, tables, throughput
 from tdm_jax.contenders import Contender, with_baselines
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError, unknown
@@ -244,7 +247,8 @@ def define_flags() -> None:
     flags.DEFINE_list("dtypes", list(DTYPES), "Types of the computation.")
     flags.DEFINE_integer("rounds", 10, "Turns of each program.", 1)
     flags.DEFINE_float("min_seconds", 0.1, "A turn lasts about this long at least.", 0.0)
-    flags.DEFINE_string("output", "", "Folder for benchmark.md, .csv and .json.")
+    flags.DEFINE_float("advise", None, "The fastest schedule of at most so many GFLOPs.", 0.0)
+    flags.DEFINE_string("output", "", "Folder for benchmark.md (advice.md), .csv and .json.")
 
 
 def main() -> None:
@@ -269,15 +273,44 @@ def main() -> None:
             stem = Path(given.output) / "benchmark"
             tables.write(rows, stem, about, columns=COLUMNS, remark=remark)
 
+    entries = contenders.from_flags()
+    timing = Timing(rounds=given.rounds, min_seconds=given.min_seconds)
+    if given.advise is not None:
+        _advise(entries, sizes, timing, about)
+        return
     benchmark(
-        contenders.from_flags(),
+        entries,
         batch_sizes=sizes,
         modes=given.modes,
         dtypes=given.dtypes,
-        timing=Timing(rounds=given.rounds, min_seconds=given.min_seconds),
+        timing=timing,
         done=done,
     )
     print(f"{tables.markdown(rows, COLUMNS)}\n{remark}")
+
+
+def _advise(
+    entries: Sequence[Contender], sizes: Sequence[int], timing: Timing, about: dict[str, Any]
+) -> None:
+    given, remark, rows = flags.FLAGS, machine.line(about), []
+    reduced = [entry for entry in entries if not entry.is_baseline]
+    if not reduced:
+        raise InputError("--advise: expected --methods with a count for each stage; got none")
+    for entry in reduced:
+        advise.candidates(entry.model, round(given.advise * 1e9))
+    for entry, dtype, batch_size in itertools.product(reduced, given.dtypes, sizes):
+        new = advise.advise(
+            entry,
+            round(given.advise * 1e9),
+            batch_size=batch_size,
+            dtype=DTYPES[dtype],
+            timing=timing,
+        )
+        rows += new
+        print(f"{entry.name} {dtype}, batch {batch_size}: {advise.advice(new)}", flush=True)
+        if given.output:
+            tables.write(rows, Path(given.output) / "advice", about, columns=advise.COLUMNS)
+    print(f"{tables.markdown(rows, advise.COLUMNS)}\n{remark}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def count(
         model = create_model(model, reducer, keep_rate, **overrides)
     elif overrides or keep_rate is not None or reducer != "none":
         model = create_model_like(model, reducer, keep_rate, **overrides)
-    macs = _torchprofile(model) if convention == "torchprofile" else _matmul(model)
+    macs = multiply_adds(model) if convention == "torchprofile" else _matmul(model)
     return Cost(macs, parameters(model), tuple(block.out for block in model.schedule))
 
 
@@ -114,15 +114,15 @@ def _images(model: VisionTransformer, batch: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, *model.image_size, model.in_channels), jnp.float32)
 
 
-def _torchprofile(model: VisionTransformer) -> int:
+def multiply_adds(model: VisionTransformer) -> int:
+    """`count`'s multiply-adds by torchprofile's convention, in no time: nothing is traced."""
     shape, d = model.shape, model.width
-    hidden = int(d * model.mlp_ratio)
     total = shape.patches * model.patch_size**2 * model.in_channels * d
     n = shape.patches
     for layer, block in enumerate(model.schedule):
         t, m = block.attention + shape.prefix, block.mlp + shape.prefix
         total += 4 * t * d * d + 2 * t * t * d + shape.num_heads * t * t + t * d
-        total += 2 * m * d * hidden + m * d
+        total += 2 * m * d * model.mlp_hidden + m * d
         total += model.reducer.macs(layer, n, shape)
         n = block.out
     heads = 2 if model.distilled else 1
@@ -149,7 +149,11 @@ def products(jaxpr: Any) -> int:
             features = equation.params["dimension_numbers"].rhs_spec[0]
             kernel, out = equation.invars[1].aval, equation.outvars[0].aval
             total += math.prod(kernel.shape) // kernel.shape[features] * math.prod(out.shape)
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+        inside = list(equation.params.values())
+        if name == "cond":
+            # Of the forms that platforms choose between, the last is everybody else's.
+            inside = [equation.params["branches"][-1]]
+        for inner in jax.tree.leaves(inside, is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
                 total += equation.params.get("length", 1) * products(getattr(inner, "jaxpr", inner))
     return total

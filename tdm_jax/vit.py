@@ -219,6 +219,11 @@ class VisionTransformer(nn.Module):
         )
 
     @property
+    def mlp_hidden(self) -> int:
+        """Channels between the MLP's two maps."""
+        return round(self.width * self.mlp_ratio)
+
+    @property
     def schedule(self) -> tuple[BlockPlan, ...]:
         """Patch tokens in every block, known before anything is traced."""
         return plan(self.reducer, self.shape)
@@ -303,7 +308,7 @@ class VisionTransformer(nn.Module):
             acts = self.reducer.acts(layer, state.count, self.shape)
             state = block(
                 num_heads=self.num_heads,
-                mlp_hidden=int(self.width * self.mlp_ratio),
+                mlp_hidden=self.mlp_hidden,
                 layer_norm_eps=self.layer_norm_eps,
                 drop_path=self.drop_path * layer / max(self.depth - 1, 1),
                 reducer=self.reducer,

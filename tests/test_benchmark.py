@@ -129,6 +129,7 @@ def test_the_command_writes_as_it_goes(monkeypatch, tmp_path, capsys):
         dtypes=["bfloat16"],
         rounds=2,
         min_seconds=0.0,
+        advise=None,
         output=str(tmp_path),
     )
     monkeypatch.setattr(bench.flags, "FLAGS", given)
