@@ -1,0 +1,46 @@
+"""The roofline against sums done by hand."""
+
+import pytest
+
+from tdm_jax import cost, create_model, make_reducer
+from tdm_jax.contenders import Contender
+from tdm_jax.roofline import moved_bytes, roofline
+
+MODEL = create_model(
+    "vit",
+    make_reducer("topk", counts=(2,), layers=(0,)),
+    image_size=8,
+    patch_size=4,
+    in_channels=1,
+    width=8,
+    depth=2,
+    num_heads=2,
+    num_classes=3,
+)
+
+
+def test_bytes_by_hand():
+    # Patches 8 x 8 in, 4 tokens out; then 5 tokens in the first attention, 3 everywhere else.
+    activations = 64 + 4 * 8 + (5 + 3) * 11 * 8 + (3 + 3) * (3 * 8 + 2 * 32)
+    weights = cost.parameters(MODEL)
+    assert moved_bytes(MODEL, 10, 2) == pytest.approx(2 * (activations + weights / 10))
+
+
+@pytest.mark.parametrize(
+    ("peak", "bandwidth", "bound"), [(1e3, 1e12, "compute"), (1e12, 1e3, "memory")]
+)
+def test_the_slower_of_the_two_bounds(peak, bandwidth, bound):
+    rows = roofline(
+        [Contender("tiny", "topk", None, MODEL)],
+        batch_size=10,
+        itemsize=2,
+        peak=peak,
+        bandwidth=bandwidth,
+    )
+    assert [row["method"] for row in rows] == ["none", "topk"]
+    base, reduced = rows
+    assert reduced["bound"] == bound
+    seconds = reduced["operations"] / peak if bound == "compute" else reduced["bytes"] / bandwidth
+    assert reduced["images_per_second"] == pytest.approx(1 / seconds)
+    assert base["speedup"] == 1 < reduced["speedup"]
+    assert reduced["intensity"] == pytest.approx(reduced["operations"] / reduced["bytes"])
