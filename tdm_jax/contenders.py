@@ -110,8 +110,9 @@ def contender(
       model: one of `MODELS`, which then has no weights, or a checkpoint for `load_pretrained`, or
         the working directory of a training.
       method: see `parse_method`; settings that it gives go before the arguments below.
-      keep_rate: None for the method's own; a method that is given `r` or `counts` has none.
-      layers: the blocks where the method acts; None for its own.
+      keep_rate: None for the method's own; a method that is given `r` or `counts` has none, nor
+        has one without stages, as `none` is.
+      layers: the blocks where a method with stages acts; None for its own.
       loaded: checkpoints read so far; a checkpoint is read once for all methods without weights of
         their own.
       **overrides: fields of `VisionTransformer`, for a model by name.
@@ -120,7 +121,7 @@ def contender(
       InputError: a name, the keep rate or the checkpoint is not usable.
     """
     name, settings = parse_method(method)
-    if name != BASELINE:
+    if isinstance(make_reducer(name, **settings), StageReducer):
         given = {"keep_rate": keep_rate, "layers": None if layers is None else tuple(layers)}
         if settings.keys() & {"r", "counts"}:
             del given["keep_rate"]

@@ -15,6 +15,7 @@ from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.compare import compare
 from tdm_jax.contenders import Contender, contender, parse_method, with_baselines
 from tdm_jax.errors import InputError
+from tdm_jax.reduction import REDUCERS, StageReducer
 from tdm_jax.throughput import Timing
 
 TINY = {
@@ -107,6 +108,14 @@ def test_methods_with_settings():
     entry = contender("deit_tiny_patch16_224", "topk/r=20", 0.7)
     assert entry.keep_rate is None
     assert entry.model.schedule[-1].out == 196 - 60
+
+
+def test_a_keep_rate_and_layers_are_for_methods_with_stages():
+    for method, reducer in REDUCERS.items():
+        entry = contender("deit_tiny_patch16_224", method, 0.5, layers=(3,))
+        staged = issubclass(reducer, StageReducer)
+        assert entry.keep_rate == (0.5 if staged else None)
+        assert not staged or entry.model.reducer.layers == (3,)
 
 
 def test_a_checkpoint_is_read_once_for_all_methods(saved, plain):
