@@ -42,8 +42,8 @@ _FINE = 3
 _ANCHORS = {"start": "lm", "middle": "mm", "end": "rm"}
 LEGEND = {
     SHOW: "kept as it is",
-    OUTLINE: "attentive and merged: one outline, one token",
-    FILL: "inattentive and merged: one colour, one token",
+    OUTLINE: "matched: one outline, one token",
+    FILL: "grouped: one colour, one token",
     HIDE: "not kept",
 }
 

@@ -39,9 +39,10 @@ def now() -> str:
 
 def line(facts: dict[str, str | int | float]) -> str:
     """The facts as one line, to stand below a table."""
+    cores = f"{facts['cores']} CPU core{'' if facts['cores'] == 1 else 's'}"
     return (
         f"JAX {facts['jax']} on {facts['devices']} × {facts['device']} ({facts['platform']}), "
-        f"{facts['cores']} CPU cores, load {facts['load']}, Python {facts['python']}, "
+        f"{cores}, load {facts['load']}, Python {facts['python']}, "
         f"tdm_jax {facts['tdm_jax']}"
     )
 

@@ -140,6 +140,9 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
     if axis.better:
         points = [point for _, line in lines.values() for point in line]
         _draw_front(axes, pareto_front([*points, *references.values()], axis.better))
+    if against == "keep_rate":
+        rates = {point.x for _, points in lines.values() for point in points}
+        axes.set_xticks(sorted(rates), [f"{rate:.2g}" for rate in sorted(rates)])
     _name_ends(axes, ends)
     return figure
 

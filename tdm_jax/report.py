@@ -97,8 +97,13 @@ def write_report(
 def html_table(
     records: Sequence[Mapping[str, Any]], columns: Sequence[Column] = tables.COLUMNS
 ) -> str:
-    """The rows as an HTML table, every cell escaped."""
+    """The rows as an HTML table, every cell escaped; a model that all share is its caption."""
     shown = [c for c in columns if any(tables.known(row.get(c.key)) for row in records)]
+    models = {row.get("model") for row in records}
+    caption = ""
+    if len(models) == 1 and tables.known(model := models.pop()):
+        shown = [c for c in shown if c.key != "model"]
+        caption = f"<caption>{html.escape(model)}</caption>"
 
     def cell(row: Mapping[str, Any], column: Column) -> str:
         value = row.get(column.key)
@@ -119,7 +124,7 @@ def html_table(
         for kind, column in zip(kinds, shown, strict=True)
     )
     body = "\n".join(f"<tr>{''.join(cell(row, c) for c in shown)}</tr>" for row in records)
-    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f"{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
 
 
 def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,7 +145,8 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
         drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{axis}-", drawing)
         label = f'<svg role="img" aria-label="{html.escape(name)}"'
         found.append(
-            f"<figure>{drawing.replace('<svg', label, 1)}<figcaption>{name}</figcaption></figure>"
+            f'<figure><div class="scroll" tabindex="0" role="group" aria-label="{name}">'
+            f"{drawing.replace('<svg', label, 1)}</div><figcaption>{name}</figcaption></figure>"
         )
     return found
 

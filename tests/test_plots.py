@@ -51,6 +51,7 @@ def test_a_line_for_each_method_and_a_level_for_the_reference():
     assert texts(figure) == ["tdm", "random", "none 79.8"]
     left, right = figure.axes[0].get_xlim()
     assert left > right
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0.5", "0.7"]
 
 
 def test_costs_have_their_unit_and_a_front_with_keep_rates():

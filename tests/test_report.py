@@ -150,6 +150,20 @@ def test_it_works_by_keyboard(browser):
     assert "Point at a patch" in browser.run("document.getElementById('patch').textContent")
 
 
+def test_nothing_is_wider_than_the_page(browser):
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_model_that_all_rows_share_is_the_caption():
+    rows = [{"model": "<b>", "method": "none"}, {"model": "<b>", "method": "tdm"}]
+    table = report.html_table(rows)
+    assert table.startswith("<caption>&lt;b&gt;</caption>")
+    assert "Model" not in table
+    rows[1]["model"] = "another"
+    assert "<caption>" not in report.html_table(rows)
+    assert "Model" in report.html_table(rows)
+
+
 def test_every_control_has_a_name(browser):
     names = browser.run(
         "[...document.querySelectorAll('input, select, [role=application], [tabindex]')].map(e =>"
