@@ -185,8 +185,9 @@ def _collect(
     rows: Sequence[Row], axis: Axis
 ) -> tuple[dict[str, tuple[Look, list[Point]]], dict[str, Point]]:
     """Lines by name, each from left to right, and references by name."""
-    several = len({row.get("model") for row in rows}) > 1
-    names = [_name(row, several) for row in rows]
+    # What all rows share is no part of a name.
+    telling = [k for k in ("model", "training") if len({row.get(k) for row in rows}) > 1]
+    names = [_name(row, telling) for row in rows]
     # A method looks the same on every plot of the same rows, whatever a row lacks.
     ranks = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
     looks = {name: Look.of(i) for i, name in enumerate(ranks)}
@@ -212,9 +213,9 @@ def _has(row: Row, *keys: str) -> bool:
     return all(known(row.get(key)) for key in keys)
 
 
-def _name(row: Row, with_model: bool) -> str:
-    parts = [row.get("model") if with_model else None, row.get("method"), row.get("training")]
-    return " ".join(str(part) for part in parts if known(part))
+def _name(row: Row, telling: Sequence[str]) -> str:
+    keys = [key for key in ("model", "method", "training") if key == "method" or key in telling]
+    return " ".join(str(row[key]) for key in keys if known(row.get(key)))
 
 
 def _point(row: Row, axis: Axis) -> Point:
@@ -250,6 +251,7 @@ def _frame(axes: "Axes", axis: Axis, title: str) -> None:
     axes.spines[["left", "bottom"]].set_color(_QUIET)
     axes.tick_params(colors=_QUIET)
     axes.grid(color=_FAINT, linewidth=0.8)
+    axes.margins(y=0.1)
     axes.set_axisbelow(True)
     if axis.reverse:
         axes.invert_xaxis()
@@ -295,7 +297,7 @@ def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
         label="Pareto front, with keep rates",
     )
     axes.legend(
-        frameon=False, loc="upper right", bbox_to_anchor=(1, -0.08), fontsize=9, labelcolor=_QUIET
+        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, labelcolor=_QUIET
     )
     width = abs(float(np.ptp(axes.get_xlim())))
     last = math.inf
