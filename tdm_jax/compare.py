@@ -204,6 +204,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
+    tables.check_folder(given.output)
     chosen = contenders.from_flags(DTYPES[given.dtype])
     rows = compare(
         chosen,

@@ -218,9 +218,18 @@ def data_from_flags(model: VisionTransformer) -> DataConfig | None:
         "channels": model.in_channels,
         "eval_batch_size": given.eval_batch_size,
     }
-    if model.in_channels == 1 and given.data != "digits":
-        raise InputError(f"--data={given.data} has colours; the model takes one channel")
+    check_channels(model, given.data)
     return make_config({key: value for key, value in wanted.items() if value})
+
+
+def check_channels(model: VisionTransformer, data: str) -> None:
+    """Refuses data whose images have other channels than the model takes."""
+    channels = 1 if data == "digits" else 3
+    if model.in_channels != channels:
+        raise InputError(
+            f"--data={data}: expected images of {model.in_channels} channels, as the model takes "
+            f"them; got {channels}"
+        )
 
 
 def number(text: str, kind: type[int] | type[float], flag: str) -> int | float:

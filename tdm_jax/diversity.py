@@ -6,7 +6,7 @@
     python -m tdm_jax.diversity --models=deit_small.pth --methods=topk,evit,tdm --data=folder \
         --data_dir=/data/imagenet --output=diversity
 
-writes `diversity.md`, `.csv`, `.json` (with every block) and a plot of diversity against accuracy.
+writes `diversity.md`, `.csv`, `.json` and a plot of diversity against accuracy.
 """
 
 import functools
@@ -26,6 +26,7 @@ from tdm_jax.augment import normalise
 from tdm_jax.contenders import Contender
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
+from tdm_jax.tables import Column, Row
 from tdm_jax.tokens import TokenState
 from tdm_jax.vit import Block, VisionTransformer
 
@@ -148,6 +149,18 @@ def diversity_rows(
     return rows
 
 
+def per_block(rows: Sequence[Row]) -> str:
+    """The diversity after each block of `diversity_rows`, as Markdown."""
+    depth = max(len(row["diversity_per_block"]) for row in rows)
+    named = [c for c in tables.COLUMNS if c.key in ("model", "method", "keep_rate")]
+    blocks = [Column(f"block{i + 1}", f"Block {i + 1}", tables.significant) for i in range(depth)]
+    values = [
+        {**row, **{f"block{i + 1}": score for i, score in enumerate(row["diversity_per_block"])}}
+        for row in rows
+    ]
+    return tables.markdown(values, [*named, *blocks])
+
+
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     contenders.define_flags()
@@ -160,13 +173,14 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
+    tables.check_folder(given.output)
     entries = contenders.from_flags()
     source = contenders.data_from_flags(entries[0].model)
     if source is None:
         raise InputError("diversity is measured on images; expected --data; got none")
     print(f"scoring {len(entries)} contenders on {source.name}", file=sys.stderr, flush=True)
     rows = diversity_rows(entries, source, block=given.block, limit=given.batches)
-    remark = machine.line(machine.describe())
+    remark = f"{per_block(rows)}\n{machine.line(machine.describe())}"
     if given.output:
         stem = Path(given.output) / "diversity"
         tables.write(rows, stem, machine.describe() | {"block": given.block}, remark=remark)

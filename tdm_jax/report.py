@@ -284,6 +284,8 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
+    if Path(given.output).is_dir():
+        raise InputError(f"--output: expected a file's name; got the folder {given.output}")
     entries = contenders.from_flags()
     source = contenders.data_from_flags(entries[0].model)
     if source is None:

@@ -194,6 +194,12 @@ def write(
         write_text(f"{stem}{suffix}", text)
 
 
+def check_folder(output: str | Path) -> None:
+    """Refuses, before long work, an `--output` that can be no folder."""
+    if Path(output).exists() and not Path(output).is_dir():
+        raise InputError(f"--output: expected a folder; got the file {output}")
+
+
 def _check(rows: Sequence[Row]) -> None:
     if not rows:
         raise InputError("table: expected at least one row; got none")

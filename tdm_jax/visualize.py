@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import UInt8
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from tdm_jax import cli, contenders, figure
+from tdm_jax import cli, contenders, figure, tables
 from tdm_jax.augment import normalise
 from tdm_jax.contenders import Contender
 from tdm_jax.data import DataConfig, make_config, open_source
@@ -148,7 +149,9 @@ def _read(file: Path, model: VisionTransformer, source: DataConfig) -> UInt8[np.
             )
         return EvalTransform(source)(image)
     except (OSError, CorruptImage) as error:
-        reason = str(error) or type(error).__name__
+        # Pillow names no file here, but an address.
+        unidentified = isinstance(error.__cause__, UnidentifiedImageError)
+        reason = "no known format" if unidentified else str(error) or type(error).__name__
         raise InputError(f"{file}: expected a readable image; got: {reason}") from error
 
 
@@ -242,6 +245,7 @@ def data_from_flags(model: VisionTransformer) -> DataConfig:
         if getattr(given, name) is not None:
             settings[name] = _numbers(name, getattr(given, name), float)
     if given.data:
+        contenders.check_channels(model, given.data)
         return make_config(name=given.data, data_dir=given.data_dir, **settings)
     # The whole image, as far as its shape allows.
     return make_config(name="folder", data_dir=given.images, crop_pct=1.0, **settings)
@@ -265,6 +269,7 @@ def main() -> None:
     """The command."""
     given = flags.FLAGS
     output = Path(given.output)
+    tables.check_folder(output)
     for name in given.formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)

@@ -194,6 +194,7 @@ def test_the_command_writes_its_tables(saved, tmp_path):
         ((), "error: no model given"),
         (("--models=deit_tiny_patch16_224", "--keep_rates=much"), "expected a number; got 'much'"),
         (("--entry=deit_tiny_patch16_224",), "MODEL:METHOD:KEEP_RATE"),
+        (("--models=deit_tiny_patch16_224", "--data=digits"), "of 3 channels, as the model takes"),
     ],
 )
 def test_the_command_fails_in_one_line(flags, message):

@@ -9,8 +9,9 @@ import pytest
 
 from tdm_jax import create_model, data, diversity
 from tdm_jax.contenders import Contender
-from tdm_jax.diversity import block_diversity, diversity_rows, mean_diversity
+from tdm_jax.diversity import block_diversity, diversity_rows, mean_diversity, per_block
 from tdm_jax.errors import InputError
+from tdm_jax.tables import significant
 
 
 def loop(z):
@@ -105,5 +106,9 @@ def test_rows_have_the_unreduced_model_and_every_block(tiny):
     # Before the first stage nothing differs; after it fewer tokens leave less to sum up.
     assert rows[1]["diversity_per_block"][0] == rows[0]["diversity_per_block"][0]
     assert rows[1]["diversity"] < rows[0]["diversity"]
+    head, _, none, topk = per_block(rows).strip().splitlines()
+    assert [cell.strip() for cell in head.split("|")[-4:-1]] == ["Block 1", "Block 2", "Block 3"]
+    cells = [[cell.strip() for cell in line.split("|")[-4:-1]] for line in (none, topk)]
+    assert cells[0][0] == cells[1][0] == significant(rows[0]["diversity_per_block"][0])
     with pytest.raises(InputError, match="block below 3; got 3"):
         diversity_rows([entry], source, block=3)

@@ -132,6 +132,15 @@ def test_a_table_of_other_columns_with_a_remark(tmp_path):
     assert lines[-2:] == ["", "For one image."]
 
 
+def test_a_file_is_no_folder(tmp_path):
+    tables.check_folder("")
+    tables.check_folder(tmp_path)
+    tables.check_folder(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--output: expected a folder; got the file .*/file"):
+        tables.check_folder(tmp_path / "file")
+
+
 def test_no_rows_is_one_line_and_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="expected at least one row"):
         tables.write([], tmp_path / "table")
