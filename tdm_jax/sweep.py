@@ -16,6 +16,7 @@ stopped: the same command continues a sweep, and more methods or keep rates only
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,9 +60,11 @@ class Point:
 
     @property
     def name(self) -> str:
-        """A file's name for it."""
+        """A file's name for it: in words, and what they leave open (path, layers) in a digest."""
         words = [Path(self.entry.name).stem, *self.entry.label.split()]
         words += ["shelf" if self.seed is None else f"seed{self.seed}"]
+        whole = f"{self.entry.name}\n{self.entry.model!r}"
+        words += [hashlib.sha256(whole.encode()).hexdigest()[:8]]
         return "_".join(words).replace("/", "-")
 
 
@@ -206,6 +209,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
+    tables.check_folder(given.output)
     entries = contenders.from_flags()
     source = contenders.data_from_flags(entries[0].model)
     if given.config is not None:

@@ -1,5 +1,6 @@
 """Sweeps: what is trained from what, what is kept, and how a killed one goes on."""
 
+import dataclasses
 import json
 import types
 
@@ -115,6 +116,16 @@ def test_a_killed_sweep_goes_on(entries, config, trained, tmp_path, monkeypatch)
     assert len(trained) == 4
 
 
+def test_points_of_other_checkpoints_and_layers_have_other_names(entries, tmp_path):
+    one = entries[0]
+    namesake = dataclasses.replace(one, name=str(tmp_path / "tiny"))
+    elsewhere = contender(one.name, "topk", 0.75, layers=(0,))
+    again = contender(one.name, "topk", 0.75, layers=(1,))
+    names = [sweeping.Point(entry).name for entry in (one, namesake, elsewhere, again)]
+    assert len(set(names)) == 3
+    assert names[0] == names[3]
+
+
 def test_a_real_training_of_a_point(entries, config, tmp_path):
     rows = sweep(entries[1:], SOURCE, tmp_path, config=config)
     tuned = [row for row in rows if row["training"] == "fine-tuned"]
@@ -145,7 +156,12 @@ def test_bad_input(entries, config, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping.contenders, "from_flags", lambda: entries)
     for given, message in (("digits", "the data of a training"), ("", "needs data")):
         flags = types.SimpleNamespace(
-            data=given, data_dir="", split="", eval_batch_size=1, config=config if given else None
+            data=given,
+            data_dir="",
+            split="",
+            eval_batch_size=1,
+            config=config if given else None,
+            output="",
         )
         monkeypatch.setattr(sweeping.flags, "FLAGS", flags)
         with pytest.raises(InputError, match=message):
