@@ -191,13 +191,17 @@ def masked_attention(
 
     With `g_ij = mask_j` for j other than i, and 1 for j = i, and t keys:
     `a_ij = (g_ij exp(l_ij) + eps / t) / (sum_j g_ij exp(l_ij) + eps)`. A factor instead of a bias:
-    the gradient with respect to a mask of 0 says what showing that key would change.
+    the gradient with respect to a mask of 0 says what showing that key would change. There a hidden
+    key counts as no stronger than the strongest that is seen: its logit may lie far above all
+    others, and the gradient would be as large as its exponential.
     """
     t = q.shape[1]
     logits = jnp.einsum("bqhk,bthk->bhqt", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
     seen = jnp.where(jnp.eye(t, dtype=bool), 1.0, mask.astype(jnp.float32)[:, None, None, :])
     # Shifting changes only how the eps weighs: no gradient needs to know.
-    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))) * seen
+    strongest = jnp.where(seen > 0, logits, -jnp.inf).max(axis=-1, keepdims=True)
+    logits = logits - jax.lax.stop_gradient(strongest)
+    share = jnp.exp(jnp.where(seen > 0, logits, jnp.minimum(logits, 0.0))) * seen
     share = (share + eps / t) / (share.sum(axis=-1, keepdims=True) + eps)
     return jnp.einsum("bhqt,bthk->bqhk", share.astype(v.dtype), v)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tdm_jax import create_model, make_reducer
+from tdm_jax.attention import masked_attention
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.dyvit import DynamicViT
 from tdm_jax.reduction.learned import (
@@ -165,6 +166,18 @@ def test_gumbel_masks_keep_with_the_odds_and_pass_the_soft_gradient():
     few = many[:4]
     hard = jax.vjp(lambda x: gumbel_keep(jax.random.key(1), x), few)[1](jnp.ones((4, 2)))
     np.testing.assert_allclose(hard[0], jax.vjp(soft, few)[1](jnp.ones((4, 2)))[0], rtol=1e-6)
+
+
+def test_a_strong_hidden_key_neither_leaks_nor_explodes():
+    # The hidden key's logit lies 40 above those that are seen.
+    key = jnp.array([0.0, 40.0, 0.0]).reshape(1, 3, 1, 1)
+
+    def second_of_first(mask):
+        return masked_attention(jnp.ones_like(key), key, key / 40, mask)[0, 0, 0, 0]
+
+    value, gradient = jax.value_and_grad(second_of_first)(jnp.array([[1.0, 0.0, 1.0]]))
+    np.testing.assert_allclose(value, 0.0, atol=1e-5)
+    np.testing.assert_allclose(gradient, [[0.0, 0.5, 0.0]], atol=1e-5)
 
 
 def test_bad_input_is_refused(golden, params):
