@@ -1,10 +1,7 @@
 """Plots of results: accuracy against keep rate, FLOPs, throughput and diversity.
 
-Rows are those of `tables`: flat mappings with `method`, `keep_rate`, `top1_percent`, `macs`,
-`images_per_second`, `diversity`, and perhaps `model`, `training`, `top1_spread` and
-`images_per_second_quartiles`. A row without a keep rate is a reference, the unreduced model as a
-rule. Methods differ in colour and marker and are named at their lines: no legend has to be matched,
-nor colours told apart.
+Rows become lines in `series`. Methods differ in colour and marker and are named at their lines: no
+legend has to be matched, nor colours told apart.
 
 Needs matplotlib, the extra `viz`.
 """
@@ -19,7 +16,8 @@ import numpy as np
 from tdm_jax import palette
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import replacing
-from tdm_jax.tables import Row, known
+from tdm_jax.series import AXES, Axis, Point, collect, pareto_front
+from tdm_jax.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,37 +38,6 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 _INK, _QUIET, _FAINT = (
     palette.hex_code(palette.mix(palette.INK, palette.PAPER, share)) for share in (0, 0.4, 0.85)
 )
-
-
-class Axis(NamedTuple):
-    """What stands on the horizontal axis.
-
-    Attributes:
-      key: of the row.
-      label: with its unit, and which way is better.
-      scale: what a value is divided by.
-      better: 1 if more is better, -1 if less is, 0 if it is no cost.
-      spread: key of the low and the high end of the value.
-      reverse: whether values fall from left to right, so that reduction grows.
-    """
-
-    key: str
-    label: str
-    scale: float = 1.0
-    better: int = 0
-    spread: str = ""
-    reverse: bool = False
-
-
-# Reduction grows from left to right, and the best place is the top right corner.
-AXES: dict[str, Axis] = {
-    "keep_rate": Axis("keep_rate", "Keep rate", reverse=True),
-    "flops": Axis("macs", "Multiply-adds per image (G), fewer →", 1e9, -1, reverse=True),
-    "throughput": Axis(
-        "images_per_second", "Images per second, more →", 1.0, 1, "images_per_second_quartiles"
-    ),
-    "diversity": Axis("diversity", "Diversity score r(Z)", reverse=True),
-}
 
 
 class Look(NamedTuple):
@@ -94,16 +61,6 @@ class Look(NamedTuple):
         )
 
 
-class Point(NamedTuple):
-    """One row on a plot."""
-
-    x: float
-    y: float
-    keep_rate: float | None = None
-    x_error: tuple[float, float] = (0.0, 0.0)
-    y_error: float = 0.0
-
-
 def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
     """Plots accuracy against something, a line for each method.
 
@@ -111,7 +68,7 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
     rows that no other beats in accuracy at no more cost. Its points show their keep rates.
 
     Args:
-      rows: see above; those that lack the accuracy or the horizontal value are left out.
+      rows: see `series`; those that lack the accuracy or the horizontal value are left out.
       against: one of `AXES`.
       title: "" for none.
 
@@ -124,14 +81,15 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
     if against not in AXES:
         raise unknown("axis", against, AXES)
     axis = AXES[against]
-    lines, references = _collect(rows, axis)
+    lines, references = collect(rows, axis)
     if not lines and not references:
         raise InputError(f"plot: expected rows with top1_percent and {axis.key}; got none")
     figure = _figure()
     axes = figure.add_subplot()
     _frame(axes, axis, title)
     ends = []
-    for name, (look, points) in lines.items():
+    for name, (index, points) in lines.items():
+        look = Look.of(index)
         _draw_line(axes, points, look)
         ends.append((name, points[-1], look.label_colour))
     for name, point in references.items():
@@ -145,23 +103,6 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
         axes.set_xticks(sorted(rates), [f"{rate:.2g}" for rate in sorted(rates)])
     _name_ends(axes, ends)
     return figure
-
-
-def pareto_front(points: Sequence[Point], better: int) -> list[Point]:
-    """The points that no other beats in one coordinate without losing in the other.
-
-    Args:
-      points: more of y is better.
-      better: 1 if more of x is better too, -1 if less is.
-
-    Returns:
-      The front, from the best x to the best y.
-    """
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (-better * p.x, -p.y)):
-        if not front or point.y > front[-1].y:
-            front.append(point)
-    return front
 
 
 def save(figure: "Figure", path: str | Path) -> None:
@@ -179,59 +120,6 @@ def save(figure: "Figure", path: str | Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with replacing(path) as beside, matplotlib.rc_context(stable):
         figure.savefig(beside, dpi=200, metadata=metadata)
-
-
-def _collect(
-    rows: Sequence[Row], axis: Axis
-) -> tuple[dict[str, tuple[Look, list[Point]]], dict[str, Point]]:
-    """Lines by name, each from left to right, and references by name."""
-    # What all rows share is no part of a name.
-    telling = [k for k in ("model", "training") if len({row.get(k) for row in rows}) > 1]
-    names = [_name(row, telling) for row in rows]
-    # A method looks the same on every plot of the same rows, whatever a row lacks.
-    ranks = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
-    looks = {name: Look.of(i) for i, name in enumerate(ranks)}
-    lines: dict[str, tuple[Look, list[Point]]] = {}
-    references: dict[str, Point] = {}
-    for name, row in zip(names, rows, strict=True):
-        if _has(row, "keep_rate", "top1_percent", axis.key):
-            lines.setdefault(name, (looks[name], []))[1].append(_point(row, axis))
-        elif _is_reference(row, axis):
-            references[name] = _point(row, axis)
-    for _, points in lines.values():
-        points.sort(key=lambda p: p.x, reverse=axis.reverse)
-    return lines, references
-
-
-def _is_reference(row: Row, axis: Axis) -> bool:
-    # Against the keep rate, which it does not have, a reference is a level.
-    is_level = axis.key == "keep_rate"
-    return not _has(row, "keep_rate") and _has(row, "top1_percent", *[axis.key] * (not is_level))
-
-
-def _has(row: Row, *keys: str) -> bool:
-    return all(known(row.get(key)) for key in keys)
-
-
-def _name(row: Row, telling: Sequence[str]) -> str:
-    keys = [key for key in ("model", "method", "training") if key == "method" or key in telling]
-    return " ".join(str(row[key]) for key in keys if known(row.get(key)))
-
-
-def _point(row: Row, axis: Axis) -> Point:
-    x = low = high = math.nan
-    if _has(row, axis.key):
-        # One keep rate a stage: their mean stands for them.
-        x = low = high = float(np.mean(row[axis.key])) / axis.scale
-    if axis.spread and _has(row, axis.spread):
-        low, high = (float(end) / axis.scale for end in row[axis.spread])
-    return Point(
-        x,
-        float(row["top1_percent"]),
-        float(np.mean(row["keep_rate"])) if _has(row, "keep_rate") else None,
-        (max(0.0, x - low), max(0.0, high - x)),
-        float(row["top1_spread"]) if _has(row, "top1_spread") else 0.0,
-    )
 
 
 def _figure() -> "Figure":

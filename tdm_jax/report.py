@@ -27,7 +27,7 @@ from absl import flags
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from tdm_jax import cli, contenders, data, machine, palette, plots, tables
+from tdm_jax import cli, contenders, data, machine, palette, plots, series, tables
 from tdm_jax.augment import normalise
 from tdm_jax.compare import compare
 from tdm_jax.contenders import Contender, with_baselines
@@ -131,7 +131,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each plot that the rows suffice for, as inline SVG."""
     found = []
     for axis, name in _PLOTS.items():
-        key = plots.AXES[axis].key
+        key = series.AXES[axis].key
         enough = [r for r in records if all(tables.known(r.get(k)) for k in (key, "top1_percent"))]
         if not enough:
             continue

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tdm_jax import plots
 from tdm_jax.errors import InputError
-from tdm_jax.plots import Point, pareto_front, plot, save, spread_out
+from tdm_jax.plots import plot, save, spread_out
 
 
 def row(method, keep_rate, top1, macs=None, speed=None, **more):
@@ -98,24 +98,6 @@ def test_models_and_trainings_are_told_apart():
 def test_one_keep_rate_a_stage_stands_at_their_mean():
     figure = plot([row("tdm", (0.7, 0.6, 0.5), 79.0)], "keep_rate")
     np.testing.assert_allclose(figure.axes[0].containers[0].lines[0].get_xydata(), [[0.6, 79.0]])
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12),
-    st.sampled_from([-1, 1]),
-)
-def test_the_front_is_what_nobody_beats(pairs, better):
-    points = [Point(float(x), float(y)) for x, y in pairs]
-
-    def beats(q, p):
-        at_least = q.y >= p.y and better * q.x >= better * p.x
-        return at_least and (q.y > p.y or q.x != p.x)
-
-    expected = {p for p in points if not any(beats(q, p) for q in points)}
-    front = pareto_front(points, better)
-    assert set(front) == expected
-    assert len(front) == len(expected)
 
 
 @settings(max_examples=50, deadline=None)
