@@ -7,7 +7,7 @@ from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.ats import ATS
 from tdm_jax.reduction.avit import AViT
 from tdm_jax.reduction.base import Reducer
-from tdm_jax.reduction.dpcknn import DPCKNN
+from tdm_jax.reduction.dpcknn import DPCKNN, ScoredDPCKNN
 from tdm_jax.reduction.dyvit import DynamicViT
 from tdm_jax.reduction.evit import EViT
 from tdm_jax.reduction.evovit import EvoViT
@@ -32,6 +32,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "evit": EViT,
     "tome": ToMe,
     "dpcknn": DPCKNN,
+    "dpcknn_score": ScoredDPCKNN,
     "kmedoids": KMedoids,
     "sinkhorn": Sinkhorn,
     "patchmerger": PatchMerger,

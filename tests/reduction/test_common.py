@@ -111,6 +111,7 @@ ROWS = (
     Row("tome", (("r", 7),), by_position=True),
     Row("tome", (("r", 7),), class_token=False, by_position=True),
     Row("dpcknn"),
+    Row("dpcknn_score"),
     Row("kmedoids", gathers=True),
     Row("sinkhorn"),
     Row("patchmerger"),

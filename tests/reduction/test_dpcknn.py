@@ -30,6 +30,24 @@ def test_a_cluster_is_the_mean_of_its_tokens_or_of_their_patches():
         np.testing.assert_allclose(np.sort(after.size[0]), [2, 4])
 
 
+def test_a_learned_score_weighs_by_its_exponential():
+    tokens = jnp.array([[[0.0, 0.1], [0.1, 0.3], [1.0, 0.0]]])
+    state = TokenState.start(jnp.zeros((1, 0, 2)), tokens)
+    reducer = make_reducer("dpcknn_score", counts=(2,), layers=(1,), weight="size")
+    state = state.replace(size=jnp.array([[1.0, 3.0, 2.0]]))
+    weights = reducer.import_weights(
+        {
+            "cluster_layers.0.score.weight": np.array([[0.0, 5.0]], np.float32),
+            "cluster_layers.0.score.bias": np.array([7.0], np.float32),
+        }
+    )
+    step = Step(layer=1, shape=ViTShape((1, 3), 2, 2, 1, 0), train=False, weights=weights)
+    after = np.asarray(reducer.reduce(state, step, None).tokens[0])
+    a, b = np.exp(0.5), 3 * np.exp(1.5)
+    expected = (a * np.array([0.0, 0.1]) + b * np.array([0.1, 0.3])) / (a + b)
+    np.testing.assert_allclose(after[np.argsort(after[:, 0])], [expected, [1.0, 0.0]], rtol=1e-6)
+
+
 def test_bad_settings():
     with pytest.raises(InputError, match="neighbors must be at least 1; got 0"):
         make_reducer("dpcknn", neighbors=0)
