@@ -61,7 +61,9 @@ class Look(NamedTuple):
         )
 
 
-def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
+def plot(
+    rows: Sequence[Row], against: str, title: str = "", size: tuple[float, float] = (7.2, 4.4)
+) -> "Figure":
     """Plots accuracy against something, a line for each method.
 
     Where the horizontal axis is a cost, the Pareto front of all rows lies behind the lines: the
@@ -71,6 +73,7 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
       rows: see `series`; those that lack the accuracy or the horizontal value are left out.
       against: one of `AXES`.
       title: "" for none.
+      size: width and height in inches; on a smaller plot the text is larger beside the rest.
 
     Returns:
       A matplotlib figure; see `save`.
@@ -84,7 +87,7 @@ def plot(rows: Sequence[Row], against: str, title: str = "") -> "Figure":
     lines, references = collect(rows, axis)
     if not lines and not references:
         raise InputError(f"plot: expected rows with top1_percent and {axis.key}; got none")
-    figure = _figure()
+    figure = _figure(size)
     axes = figure.add_subplot()
     _frame(axes, axis, title)
     ends = []
@@ -122,12 +125,12 @@ def save(figure: "Figure", path: str | Path) -> None:
         figure.savefig(beside, dpi=200, metadata=metadata)
 
 
-def _figure() -> "Figure":
+def _figure(size: tuple[float, float]) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("plots need matplotlib; expected pip install 'tdm_jax[viz]'") from error
-    return Figure(figsize=(7.2, 4.4), layout="constrained", facecolor="white")
+    return Figure(figsize=size, layout="constrained", facecolor="white")
 
 
 def _frame(axes: "Axes", axis: Axis, title: str) -> None:
@@ -205,12 +208,15 @@ def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
 
 def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
     """Names the lines at the right of the plot, where they do not overlap."""
+    width, height = axes.get_figure().get_size_inches()
+    gap = 0.27 / height  # a line of text, in inches
+    longest = int(5 * width)  # characters; more would leave the lines no room
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
-    heights = spread_out([(point.y - low) / (high - low) for _, point, _ in ends], 0.06)
+    heights = spread_out([(point.y - low) / (high - low) for _, point, _ in ends], gap)
     for (name, point, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            name,
+            _shortened(name, longest),
             (right if math.isnan(point.x) else point.x, point.y),
             (1.04, height),
             textcoords="axes fraction",
@@ -228,6 +234,13 @@ def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
                 "shrinkB": 6,
             },
         )
+
+
+def _shortened(name: str, longest: int) -> str:
+    """The name, or its beginning and end."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:

@@ -47,6 +47,7 @@ _PLOTS = {
     "throughput": "Top-1 accuracy against throughput",
     "diversity": "Top-1 accuracy against diversity",
 }
+_PLOT_SIZE = (4.8, 3.6)  # legible at a phone's width
 _TOP = 3
 
 
@@ -137,7 +138,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "plot.svg"
-            plots.save(plots.plot(records, axis), file)
+            plots.save(plots.plot(records, axis, size=_PLOT_SIZE), file)
             text = file.read_text(encoding="utf-8")
         drawing = text[text.index("<svg") :]
         drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
@@ -145,8 +146,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
         drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{axis}-", drawing)
         label = f'<svg role="img" aria-label="{html.escape(name)}"'
         found.append(
-            f'<figure><div class="scroll" tabindex="0" role="group" aria-label="{name}">'
-            f"{drawing.replace('<svg', label, 1)}</div><figcaption>{name}</figcaption></figure>"
+            f"<figure>{drawing.replace('<svg', label, 1)}<figcaption>{name}</figcaption></figure>"
         )
     return found
 

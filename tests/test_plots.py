@@ -87,6 +87,13 @@ def test_a_method_looks_the_same_on_every_plot():
     assert tdm.get_color() == plots.Look.of(1).label_colour
 
 
+def test_long_names_leave_the_lines_room(tmp_path):
+    figure = plot([row("a" * 200 + "z", 0.5, 79.0)], "keep_rate", size=(4.8, 3.6))
+    save(figure, tmp_path / "plot.svg")
+    assert texts(figure) == ["a" * 12 + "…" + "a" * 11 + "z"]
+    assert figure.axes[0].get_position().width > 0.3
+
+
 def test_models_and_trainings_are_told_apart():
     rows = [
         row("tdm", 0.5, 79.0, model="small", training="fine-tuned"),
