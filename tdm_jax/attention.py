@@ -174,10 +174,11 @@ def _attend(
     if bias is not None:
         logits = logits + bias[:, None, None, :]
     share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    # Dividing here instead of in the softmax saves a pass over the n x n numbers.
-    y = y / share.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(y, 1, 2).astype(v.dtype)
+    # Dividing here instead of in the softmax saves a pass over the n x n numbers. The product in the
+    # values' type: its gradient is then one of two arrays of that type, too.
+    y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
+    y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
+    return jnp.swapaxes(y.astype(v.dtype), 1, 2)
 
 
 def masked_attention(

@@ -185,8 +185,9 @@ class TestArchitecture:
             assert params["params"]["blocks_0"]["mlp"]["fc1"]["bias"].shape == (hidden,)
 
     def test_preset_by_name(self, tmp_path):
-        config = {"name": "deit_tiny_patch16_224", "depth": 1, "image_size": 32, "reducer": "evit"}
-        model = create_model("deit_tiny_patch16_224", depth=1, image_size=32)
+        config = {"name": "deit_tiny_patch16_224", "depth": 1, "image_size": 32}
+        config |= {"reducer": "evit", "layers": (0,)}
+        model = create_model(**config)
         save_model(tmp_path / "model", config, _random_params(model))
         assert load_pretrained(tmp_path / "model")[0] == model
 
