@@ -174,8 +174,8 @@ def _attend(
     if bias is not None:
         logits = logits + bias[:, None, None, :]
     share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    # Dividing here instead of in the softmax saves a pass over the n x n numbers. The product in the
-    # values' type: its gradient is then one of two arrays of that type, too.
+    # In the values' type: so are the products of its gradient. Dividing after it instead of in the
+    # softmax saves a pass over the n x n numbers.
     y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
     y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
     return jnp.swapaxes(y.astype(v.dtype), 1, 2)
