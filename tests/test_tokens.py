@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tdm_jax import tokens as operations
 from tdm_jax.tokens import (
     CLUSTER,
     KEPT,
@@ -12,6 +13,7 @@ from tdm_jax.tokens import (
     average,
     cosine,
     inverse,
+    join,
     nearest,
     one_hot,
     pairwise_distance,
@@ -43,6 +45,29 @@ def test_take_and_inverse_undo_each_other(draw):
     np.testing.assert_array_equal(take(take(values, order), place), values)
     np.testing.assert_array_equal(inverse(jnp.array([[4, 1]]), 5), [[-1, 1, -1, -1, 0]])
     np.testing.assert_array_equal(one_hot(jnp.array([[1, -1]]), 2), [[[0, 1], [0, 0]]])
+
+
+def test_both_forms_of_take_take_the_same(draw):
+    # Each platform has one of them; see test_structure.py.
+    index = jnp.array([draw.permutation(6)[:4] for _ in range(3)])
+    for shape in ((3, 6), (3, 6, 5)):
+        values = jnp.array(draw.standard_normal(shape), jnp.float32)
+        gathered, selected = (
+            form(values, index) for form in (operations._gathered, operations._selected)
+        )
+        np.testing.assert_array_equal(gathered, selected)
+
+
+def test_joining_is_averaging_where_few_tokens_join(draw):
+    tokens, weight = draw.standard_normal((2, 7, 3)), draw.uniform(size=(2, 7))
+    weight[0, :3] = 0.0  # an average of nothing but zeros is still one
+    partner = jnp.array([[0, 0], [3, 1]])
+    route = jnp.concatenate([jnp.broadcast_to(jnp.arange(5), (2, 5)), partner], axis=1)
+    tokens, weight = jnp.array(tokens, jnp.float32), jnp.array(weight, jnp.float32)
+    expected = average(tokens, route, weight, 5)
+    found = join(tokens[:, :5], weight[:, :5], tokens[:, 5:], weight[:, 5:], partner)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[:, [2, 4]], tokens[:, [2, 4]])
 
 
 def test_distances_far_from_the_origin(draw):
