@@ -2,7 +2,7 @@
 
     python -m tdm_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Hardware: two CPU cores. Time: a few minutes. Top-1 on the held-out fifth: 98.1% with seed 0.
+Hardware: two CPU cores. Time: a few minutes. Top-1 on the held-out fifth: 97.8% with seed 0.
 """
 
 from ml_collections import ConfigDict
