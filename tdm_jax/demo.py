@@ -1,8 +1,8 @@
 """The whole road on embedded data: `python -m tdm_jax.demo`, or `make demo`.
 
 Trains a small DeiT on handwritten digits, thins its tokens out off the shelf and after a short
-fine-tuning, shows that a PyTorch-named export says the same, and compares. Two CPU cores need about
-five to eight minutes. `--output` gets `report.html`, `comparison.md` (.csv, .json), plots, `tokens.png`
+fine-tuning, shows that a PyTorch-named export says the same, and compares. Two CPU cores need five
+to eight minutes. `--output` gets `report.html`, `comparison.md` (.csv, .json), plots, `tokens.png`
 (.svg) and the trained models; a second run continues where the first was stopped.
 
 The digits are 8 x 8 pixels: they show that everything works, and nothing about ImageNet.
