@@ -99,8 +99,9 @@ def advise(
       InputError: see `candidates`.
     """
     tried = candidates(entry.model, macs)
-    models = [entry.unreduced().model, *(entry.model.clone(reducer=r) for r in tried.values())]
-    params = [entry.unreduced().weights(), *[entry.weights()] * len(tried)]
+    plain = entry.unreduced()
+    models = [plain.model, *(entry.model.clone(reducer=r) for r in tried.values())]
+    params = [plain.weights(), *[entry.weights()] * len(tried)]
     programs = [
         throughput.compile_forward(model.clone(dtype=dtype), weights, batch_size)
         for model, weights in zip(models, params, strict=True)
