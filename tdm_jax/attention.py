@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from tdm_jax.layers import Dense
 from tdm_jax.tokens import KeyMask
 
 Dtype = Any
@@ -27,6 +28,9 @@ class AttentionView:
     q: Float[Array, "b t h k"]
     k: Float[Array, "b t h k"]
     v: Float[Array, "b t h k"]
+    # The first row of q. Taken from q itself it made the TPU compiler lay all of q out for its
+    # sake, and store the n x n map.
+    class_query: Float[Array, "b h k"]
     bias: Float[Array, "b t"] | None
     prefix: int = struct.field(pytree_node=False)
 
@@ -35,7 +39,7 @@ class AttentionView:
         b, t, h, k = self.k.shape
         # Each head's query among zeros: one product with the keys as they lie in memory. Taking
         # them head by head made the TPU compiler lay them out anew, and store the n x n map.
-        queries = jnp.eye(h, dtype=self.q.dtype)[:, :, None] * self.q[:, :1]
+        queries = jnp.eye(h, dtype=self.q.dtype)[:, :, None] * self.class_query[:, None]
         row = jnp.einsum(
             "btd,bhd->bht",
             self.k.reshape(b, t, h * k),
@@ -93,9 +97,9 @@ class Attention(nn.Module):
           The output and a view of the attention.
         """
         b, t, d = x.shape
-        init = nn.initializers.truncated_normal(0.02)
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
+        qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
+        # The gradient of a split is a concatenation; an index's would be three padded sums.
+        q, k, v = (z.reshape(b, t, self.num_heads, -1) for z in jnp.split(qkv, 3, axis=-1))
         weight = key_weight.mask if isinstance(key_weight, KeyMask) else key_weight
         # A weight of 0 must hide a key, yet stay finite where all are hidden.
         bias = None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
@@ -103,8 +107,9 @@ class Attention(nn.Module):
             y = masked_attention(q, k, v, weight)
         else:
             y = attend(q, k, v, bias)
-        y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(b, t, d))
-        return y, AttentionView(q, k, v, bias, self.prefix)
+        y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
+        class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
+        return y, AttentionView(q, k, v, class_query, bias, self.prefix)
 
 
 def attend(

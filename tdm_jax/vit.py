@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int, Num
 
 from tdm_jax.attention import Attention
 from tdm_jax.errors import InputError
+from tdm_jax.layers import Dense, LayerNorm, Mlp, PatchEmbed, init
 from tdm_jax.reduction import BlockPlan, Reducer, Step, ViTShape, plan
 from tdm_jax.tokens import TokenState, take
 
 Dtype = Any
-_init = nn.initializers.truncated_normal(0.02)
 
 
 @struct.dataclass
@@ -76,45 +76,6 @@ def unmerge(info: Info, fill: float | None = None) -> Float[Array, "b p d"]:
     return jnp.where((info.assign >= 0)[..., None], patches, dropped)
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one linear map, as a strided convolution."""
-
-    patch_size: int
-    width: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: Num[Array, "b h w c"]) -> Float[Array, "b p d"]:
-        size = (self.patch_size, self.patch_size)
-        x = nn.Conv(
-            self.width, size, size, "VALID", dtype=self.dtype, kernel_init=_init, name="proj"
-        )(images)
-        return x.reshape(x.shape[0], -1, self.width)
-
-
-class Mlp(nn.Module):
-    """Two linear maps with the exact GELU between them."""
-
-    hidden: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        d = x.shape[-1]
-        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_init, name="fc1")(x)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=_init, name="fc2")(gelu(x))
-
-
-@jax.checkpoint
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, in float32; by erf, which is twice as fast as erfc on CPUs.
-
-    The backward pass computes erf again: that is cheaper than storing it.
-    """
-    y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * 2**-0.5))).astype(x.dtype)
-
-
 class Block(nn.Module):
     """Pre-norm transformer block, with the reducer's hooks around its parts."""
 
@@ -127,8 +88,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, state: TokenState, step: Step) -> TokenState:
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
         def residual(x: Array, y: Array) -> Array:
             # Drop path: the whole branch of an image at once.
@@ -262,7 +223,7 @@ class VisionTransformer(nn.Module):
         state = self._embed(images, keep_last=return_info)
         state, stages, tokens = self._blocks(state, train)
         state = self.reducer.finish(state, self.shape)
-        norm = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm")
+        norm = LayerNorm(self.layer_norm_eps, self.dtype, name="norm")
         features = norm(state.join())
         out = self._heads(features, state, train)
         if not return_info:
@@ -285,14 +246,14 @@ class VisionTransformer(nn.Module):
         tokens = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
         b, p, d = tokens.shape
         placed = self.shape.prefix - self.num_registers
-        position = self.param("pos_embed", _init, (1, placed + p, d)).astype(self.dtype)
+        position = self.param("pos_embed", init, (1, placed + p, d)).astype(self.dtype)
         prefix = []
         names = ["cls_token"] * self.class_token + ["dist_token"] * self.distilled
         for i, name in enumerate(names):
-            token = self.param(name, _init, (1, 1, d)).astype(self.dtype)
+            token = self.param(name, init, (1, 1, d)).astype(self.dtype)
             prefix.append(token + position[:, i : i + 1])
         if self.num_registers:
-            registers = self.param("reg_token", _init, (1, self.num_registers, d))
+            registers = self.param("reg_token", init, (1, self.num_registers, d))
             prefix.append(registers.astype(self.dtype))
         front = jnp.concatenate(prefix, axis=1) if prefix else jnp.zeros((1, 0, d), self.dtype)
         return TokenState.start(
@@ -335,8 +296,7 @@ class VisionTransformer(nn.Module):
 
     def _heads(self, features: Array, state: TokenState, train: bool) -> Any:
         def head(name: str, x: Array) -> Array:
-            dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_init, name=name)
-            return dense(x).astype(jnp.float32)
+            return Dense(self.num_classes, dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
         if not self.class_token:
             # The mean over patches, not tokens: a token counts as often as it stands for one.

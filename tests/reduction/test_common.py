@@ -165,7 +165,7 @@ class Drive:
             q, k, v = (qkv[:, layer, i, :sees].astype(tokens.dtype) for i in range(3))
             weight = self.reducer.key_weight(state, step)
             assert weight is None or weight.shape == (tokens.shape[0], sees)
-            view = AttentionView(q, k, v, None, state.prefix.shape[1])
+            view = AttentionView(q, k, v, q[:, 0], None, state.prefix.shape[1])
             state = self.reducer.after_attention(state, step, view)
             state = self.reducer.after_block(state, step)
         return self.reducer.finish(state, self.shape)

@@ -55,7 +55,7 @@ def test_any_prefix_against_the_reference(prefix):
     state = state.replace(size=jnp.array(size, jnp.float32))
     shape = ViTShape((1, 11), 1, 6, 2, prefix, class_token=prefix > 0)
     step = Step(layer=0, shape=shape, train=False, weights={})
-    view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v)), None, prefix)
+    view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v, q[:, 0])), None, prefix)
     after = jax.jit(lambda s: ToMe(r=4).reduce(s, step, view))(state)
     for image in range(2):
         metric = k[image, prefix:].mean(1)

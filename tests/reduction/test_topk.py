@@ -24,7 +24,7 @@ def test_scores_against_the_whole_attention_map():
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 2, 4))
     logits = np.einsum("bqhc,bkhc->bhqk", q, k) / 2
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    view = AttentionView(jnp.array(q), jnp.array(k), jnp.array(v), None, 2)
+    view = AttentionView(*(jnp.array(x) for x in (q, k, v, q[:, 0])), None, 2)
     np.testing.assert_allclose(importance("class", view), share[:, :, 0, 2:].mean(1), rtol=1e-5)
     received = share.sum((1, 2))[:, 2:]
     np.testing.assert_allclose(
