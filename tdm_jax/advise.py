@@ -109,7 +109,6 @@ def advise(
     rows = []
     tiles = (None, *tried)
     for tile, model, speed in zip(tiles, models, throughput.measure(programs, timing), strict=True):
-        rate, ratio = speed.throughput, speed.speedup
         rows.append(
             {
                 "model": entry.name,
@@ -117,12 +116,10 @@ def advise(
                 "dtype": np.dtype(dtype).name,
                 "batch_size": batch_size,
                 "tile": tile,
+                "layers": None if tile is None else model.reducer.stages(model.shape),
                 "counts": None if tile is None else model.reducer.counts,
                 "macs": cost.multiply_adds(model),
-                "images_per_second": rate.median,
-                "images_per_second_quartiles": [rate.low, rate.high],
-                "speedup": ratio.median,
-                "speedup_quartiles": [ratio.low, ratio.high],
+                **speed.rates(),
                 "verdict": throughput.BASELINE if tile is None else speed.verdict,
             }
         )
@@ -133,6 +130,6 @@ def advice(rows: Sequence[dict[str, Any]]) -> str:
     """The best schedule of `advise`'s rows, as one would write it in a program."""
     best = rows[0]
     name, settings = parse_method(best["method"])
-    settings |= {"counts": tuple(best["counts"])}
+    settings = {"layers": tuple(best["layers"]), **settings, "counts": tuple(best["counts"])}
     shown = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in settings.items())])
     return f"fastest: make_reducer({shown}), {best['speedup']:.2f}x the speed of no reduction"

@@ -216,15 +216,13 @@ def _row(
     if program is None or speed is None:
         return row | {"verdict": OUT_OF_MEMORY}
     operations = 2 * cost.count(entry.model, convention="matmul").macs * (3 if mode == TRAIN else 1)
-    latency, rate, ratio = speed.latency, speed.throughput, speed.speedup
+    row |= {
+        "latency_seconds": speed.latency.median,
+        "latency_quartiles": [speed.latency.low, speed.latency.high],
+        **speed.rates(),
+    }
     return row | {
-        "latency_seconds": latency.median,
-        "latency_quartiles": [latency.low, latency.high],
-        "images_per_second": rate.median,
-        "images_per_second_quartiles": [rate.low, rate.high],
-        "speedup": ratio.median,
-        "speedup_quartiles": [ratio.low, ratio.high],
-        "flops_per_second": operations * rate.median,
+        "flops_per_second": operations * row["images_per_second"],
         "memory_bytes": program.memory_bytes,
         "compile_seconds": program.compile_seconds,
         "verdict": throughput.BASELINE if entry.is_baseline else speed.verdict,

@@ -76,12 +76,7 @@ class Row:
             "flops_reduction_percent": self.reduction,
         }
         if self.speed is not None:
-            rate, ratio = self.speed.throughput, self.speed.speedup
-            values |= {
-                "images_per_second": rate.median,
-                "images_per_second_quartiles": [rate.low, rate.high],
-                "speedup": ratio.median,
-                "speedup_quartiles": [ratio.low, ratio.high],
+            values |= self.speed.rates() | {
                 "flops_ratio": self.baseline_macs / self.macs,
                 "verdict": self.verdict,
             }

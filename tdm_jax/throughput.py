@@ -9,6 +9,7 @@ the machine down for a while slows down both sides of each quotient.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,16 @@ class Measurement:
         if ratio.median <= 1:
             return SLOWER
         return FASTER if ratio.low > 1 else UNCLEAR
+
+    def rates(self) -> dict[str, Any]:
+        """Throughput and speed-up as a table has them: medians, and lower and upper quartiles."""
+        rate, ratio = self.throughput, self.speedup
+        return {
+            "images_per_second": rate.median,
+            "images_per_second_quartiles": [rate.low, rate.high],
+            "speedup": ratio.median,
+            "speedup_quartiles": [ratio.low, ratio.high],
+        }
 
 
 def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:

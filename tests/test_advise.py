@@ -54,7 +54,7 @@ def test_the_fastest_comes_first_and_the_baseline_last():
     )
     limit = cost.count(model).macs
     rows = advise(
-        Contender("tiny", "topk/layers=(1,)", 0.7, model),
+        Contender("tiny", "topk", 0.7, model),
         limit,
         batch_size=2,
         dtype=jnp.float32,
