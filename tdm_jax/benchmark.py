@@ -216,13 +216,12 @@ def _row(
     if program is None or speed is None:
         return row | {"verdict": OUT_OF_MEMORY}
     operations = 2 * cost.count(entry.model, convention="matmul").macs * (3 if mode == TRAIN else 1)
-    row |= {
-        "latency_seconds": speed.latency.median,
-        "latency_quartiles": [speed.latency.low, speed.latency.high],
-        **speed.rates(),
-    }
+    latency = speed.latency
     return row | {
-        "flops_per_second": operations * row["images_per_second"],
+        "latency_seconds": latency.median,
+        "latency_quartiles": [latency.low, latency.high],
+        **speed.rates(),
+        "flops_per_second": operations * speed.throughput.median,
         "memory_bytes": program.memory_bytes,
         "compile_seconds": program.compile_seconds,
         "verdict": throughput.BASELINE if entry.is_baseline else speed.verdict,
