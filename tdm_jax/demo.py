@@ -29,7 +29,7 @@ from tdm_jax.pictures import SourceMap
 from tdm_jax.reduction import make_reducer
 from tdm_jax.settings import parse
 from tdm_jax.throughput import Timing
-from tdm_jax.train import train_and_evaluate
+from tdm_jax.train import train_to_end
 from tdm_jax.vit import VisionTransformer
 
 METHODS = ("random", "evit", "tdm")
@@ -53,14 +53,14 @@ def demo(config: ConfigDict, output: Path) -> str:
     """
     _say("training without reduction")
     runs = output / "runs"
-    train_and_evaluate(config, runs / BASELINE)
+    train_to_end(config, runs / BASELINE)
     trained = runs / BASELINE / "model"
     model, params = checkpoint.load_pretrained(trained)
     contenders = [Contender(NAME, BASELINE, None, model, params)]
     for method, keep_rate in itertools.product(METHODS, KEEP_RATES):
         _say(f"fine-tuning with {method} at keep rate {keep_rate}")
         workdir = runs / f"{method}-{keep_rate}"
-        train_and_evaluate(fine_tuning(config, trained, method, keep_rate), workdir)
+        train_to_end(fine_tuning(config, trained, method, keep_rate), workdir)
         reducer = make_reducer(method, keep_rate=keep_rate, layers=config.reducer.layers)
         _, tuned = checkpoint.load_pretrained(workdir / "model")
         reduced = model.clone(reducer=reducer)

@@ -36,7 +36,7 @@ from tdm_jax.evaluate import check_fits
 from tdm_jax.files import write_text
 from tdm_jax.reduction import StageReducer
 from tdm_jax.throughput import Timing
-from tdm_jax.train import train_and_evaluate
+from tdm_jax.train import train_to_end
 
 OFF_THE_SHELF, FINE_TUNED = "off the shelf", "fine-tuned"
 
@@ -151,9 +151,8 @@ def _accuracy(point: Point, source: DataConfig, folder: Path, config: ConfigDict
     if point.seed is None:
         (found,) = accuracies([point.entry], source)
     else:
-        found = train_and_evaluate(
-            fine_tuning(config, point.entry, point.seed), folder / point.name
-        )["top1"]
+        training = fine_tuning(config, point.entry, point.seed)
+        found = train_to_end(training, folder / point.name)["top1"]
     write_text(path, json.dumps({"point": point.name, "top1_percent": found}) + "\n")
     return found
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import math
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any
@@ -77,6 +78,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str | PathLike[str]) -> dict
         write_config(workdir, config)
         with contextlib.closing(run):
             return run.train()
+
+
+def train_to_end(config: ConfigDict, workdir: str | PathLike[str]) -> dict[str, float]:
+    """`train_and_evaluate` for programs that go on with what was trained.
+
+    Raises:
+      SystemExit: the run was told to stop, and with it the program.
+    """
+    result = train_and_evaluate(config, workdir)
+    if read_result(epath.Path(workdir)) is None:
+        sys.exit(f"stopped at step {result['step']} of {workdir}; the same command continues")
+    return result
 
 
 class _Run:

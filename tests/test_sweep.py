@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import types
 
 import jax
@@ -13,6 +14,7 @@ from tdm_jax import sweep as sweeping
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.contenders import contender
 from tdm_jax.errors import InputError
+from tdm_jax.progress import Progress
 from tdm_jax.sweep import sweep
 from tdm_jax.throughput import Timing
 
@@ -53,7 +55,7 @@ def trained(monkeypatch):
         asked.append((config, workdir))
         return {"top1": 90.0 + config.seed}
 
-    monkeypatch.setattr(sweeping, "train_and_evaluate", train)
+    monkeypatch.setattr(sweeping, "train_to_end", train)
     return asked
 
 
@@ -131,6 +133,24 @@ def test_a_real_training_of_a_point(entries, config, tmp_path):
     tuned = [row for row in rows if row["training"] == "fine-tuned"]
     assert [row["method"] for row in tuned] == ["none", "topk"]
     assert all(0 < row["top1_percent"] <= 100 for row in tuned)
+
+
+def test_a_training_that_is_told_to_stop_gives_no_result(entries, config, tmp_path, monkeypatch):
+    advance = Progress.advance
+
+    def advance_and_signal(self):
+        advance(self)
+        signal.raise_signal(signal.SIGTERM)
+
+    # The stopped step is evaluated too: that is not yet the accuracy of the point.
+    config.eval.every_epochs = 1e-9
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", advance_and_signal)
+        with pytest.raises(SystemExit, match="stopped at step 1 of .*; the same command continues"):
+            sweep(entries[1:], SOURCE, tmp_path, config=config)
+    assert {path.suffix for path in (tmp_path / "points").glob("*_seed0_*")} == {""}
+    rows = sweep(entries[1:], SOURCE, tmp_path, config=config)
+    assert [row["training"] for row in rows].count("fine-tuned") == 2
 
 
 def test_another_sweep_in_the_same_folder_is_refused(entries, config, trained, tmp_path):
