@@ -14,8 +14,8 @@ export PYTHON
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
-# glibc keeps a step's memory instead of asking the system for it anew (docs/performance.md).
-demo: export GLIBC_TUNABLES ?= glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=16000000000
+# glibc keeps a step's memory, in huge pages, instead of asking the system for it anew (docs/performance.md).
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=16000000000
 demo:
 	@.ci/venv viz
 	@.venv/bin/python -m tdm_jax.demo

@@ -5,11 +5,13 @@ gathers and one-hot products: XLA needs no collective for any of them when the b
 (`lax.top_k` and fancy indexing compile to all-gathers there).
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 # What a token is made of, for pictures and for readers of the source map.
@@ -105,19 +107,82 @@ class TokenState:
 
     def select(self, index: Int[Array, "b k"]) -> "TokenState":
         """Keeps the tokens at `index`, in that order, and drops the others."""
-        route = inverse(index, self.count)
+        s = self.prefix.shape[1]
+        x = jax.lax.platform_dependent(
+            self.join(),
+            jnp.concatenate([_first(s, index), s + index], axis=1),
+            tpu=_sequence_selected,
+            default=_gathered,
+        )
         valid = None if self.valid is None else take(self.valid, index)
-        return self.become(take(self.tokens, index), route, take(self.kind, index), valid)
+        route = inverse(index, self.count)
+        state = self.become(x[:, s:], route, take(self.kind, index), valid)
+        return state.replace(prefix=x[:, :s])
 
-    def merge(
-        self,
-        route: Int[Array, "b n"],
-        weight: Float[Array, "b n"],
-        count: int,
-        kind: Int[Array, "b m"],
-    ) -> "TokenState":
-        """Averages the tokens that share a route, each counted with its weight."""
-        return self.become(average(self.tokens, route, weight, count), route, kind)
+    def merge(self, merge: "Merge", weight: Float[Array, "b n"]) -> "TokenState":
+        """Keeps some tokens, averages others into them, and drops the rest.
+
+        Args:
+          merge: which.
+          weight: of each token in an average.
+
+        Returns:
+          The state whose tokens are `merge.keep`, in that order; MATCHED where others joined.
+        """
+        s, route = self.prefix.shape[1], merge.route(self.count)
+        x = jax.lax.platform_dependent(
+            self.join(),
+            weight,
+            merge,
+            route,
+            tpu=functools.partial(_merged_at_once, s),
+            default=functools.partial(_merged_by_taking, s),
+        )
+        joined = one_hot(merge.into, merge.keep.shape[1], bool).any(axis=1)
+        kind = jnp.where(joined, MATCHED, take(self.kind, merge.keep))
+        return self.become(x[:, s:], route, kind).replace(prefix=x[:, :s])
+
+    def append(self, token: Float[Array, "b 1 d"], kind: int) -> "TokenState":
+        """Adds a token that stands for no patch."""
+        return self.replace(
+            tokens=jnp.concatenate([self.tokens, token.astype(self.tokens.dtype)], axis=1),
+            size=jnp.pad(self.size, ((0, 0), (0, 1))),
+            kind=jnp.pad(self.kind, ((0, 0), (0, 1)), constant_values=kind),
+        )
+
+
+class Merge(NamedTuple):
+    """Which of a batch's tokens go on, and which join them; what is in neither is dropped."""
+
+    keep: Int[Array, "b m"]
+    gone: Int[Array, "b r"]
+    into: Int[Array, "b r"]  # the place in `keep` of the token that each of `gone` joins
+
+    @classmethod
+    def all(cls, tokens: Float[Array, "b n d"]) -> "Merge":
+        """Every token goes on, in the order they have."""
+        nothing = jnp.zeros((len(tokens), 0), jnp.int32)
+        return cls(_first(tokens.shape[1], tokens), nothing, nothing)
+
+    def route(self, count: int) -> Int[Array, "b n"]:
+        """For each of `count` tokens the place in `keep` where it ends, -1 if it is dropped."""
+        place = inverse(jnp.concatenate([self.keep, self.gone], axis=1), count)
+        end = jnp.concatenate([_first(self.keep.shape[1], self.keep), self.into], axis=1)
+        return jnp.where(place < 0, -1, take(end, jnp.maximum(place, 0)))
+
+    def beside(self, other: "Merge", count: int) -> "Merge":
+        """This one among the first `count` tokens, and another among those that follow."""
+        return Merge(
+            jnp.concatenate([self.keep, count + other.keep], axis=1),
+            jnp.concatenate([self.gone, count + other.gone], axis=1),
+            jnp.concatenate([self.into, self.keep.shape[1] + other.into], axis=1),
+        )
+
+    def of(self, order: Int[Array, "b n"]) -> "Merge":
+        """The same of the tokens at `order`."""
+        index = take(order, jnp.concatenate([self.keep, self.gone], axis=1))
+        count = self.keep.shape[1]
+        return self._replace(keep=index[:, :count], gone=index[:, count:])
 
 
 @struct.dataclass
@@ -140,10 +205,8 @@ def top(score: Float[Array, "b n"], k: int) -> Int[Array, "b k"]:
 def take(values: Array, index: Int[Array, "b k"]) -> Array:
     """`values[b, index[b, k]]` for values of shape [b, n] or [b, n, d].
 
-    As a gather, but on TPUs, which gather slowly, floats are taken by a one-hot product.
+    As a gather, but on TPUs, which gather slowly, by a one-hot product.
     """
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        return _gathered(values, index)
     return jax.lax.platform_dependent(values, index, tpu=_selected, default=_gathered)
 
 
@@ -155,8 +218,59 @@ def _gathered(values: Array, index: Int[Array, "b k"]) -> Array:
 def _selected(values: Array, index: Int[Array, "b k"]) -> Array:
     chosen = one_hot(index, values.shape[1], values.dtype)
     if values.ndim == 2:
-        return (chosen * values[:, None, :]).sum(axis=-1)
+        return (chosen * values[:, None, :]).sum(axis=-1, dtype=values.dtype)
     return weighted_sum(jnp.swapaxes(chosen, 1, 2), values)
+
+
+def _sequence_selected(x: Float[Array, "b t d"], index: Int[Array, "b k"]) -> Array:
+    return _token_major(_selected(x, index))
+
+
+def _merged_by_taking(
+    s: int,
+    x: Float[Array, "b t d"],
+    weight: Float[Array, "b n"],
+    merge: Merge,
+    route: Int[Array, "b n"],
+) -> Float[Array, "b k d"]:
+    del route
+    tokens = x[:, s:]
+    merged = join(
+        _gathered(tokens, merge.keep),
+        _gathered(weight, merge.keep),
+        _gathered(tokens, merge.gone),
+        _gathered(weight, merge.gone),
+        merge.into,
+    )
+    return jnp.concatenate([x[:, :s], merged], axis=1)
+
+
+def _merged_at_once(
+    s: int,
+    x: Float[Array, "b t d"],
+    weight: Float[Array, "b n"],
+    merge: Merge,
+    route: Int[Array, "b n"],
+) -> Float[Array, "b k d"]:
+    # TPUs gather slowly and multiply fast. With the prefix in the product the sequence is never
+    # taken apart, so it keeps its layout.
+    route = jnp.concatenate([_first(s, route), jnp.where(route < 0, -1, s + route)], axis=1)
+    weight = jnp.pad(weight, ((0, 0), (s, 0)), constant_values=1.0)
+    return _token_major(average(x, route, weight, s + merge.keep.shape[1]))
+
+
+def _token_major(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    # The layout in which the TPU's compiler keeps the sequences of so large a batch, and into which
+    # it fuses the norms, but which it does not find behind a product by itself.
+    large = isinstance(x.shape[0], int) and x.shape[0] >= 128  # no symbol of jax.export
+    if not large:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=(1, 0, 2)))
+
+
+def _first(count: int, like: Array) -> Int[Array, "b {count}"]:
+    """0, 1, ... `count` - 1 for each image."""
+    return jnp.broadcast_to(jnp.arange(count), (like.shape[0], count))
 
 
 def one_hot(route: Int[Array, "b n"], count: int, dtype: Any = jnp.float32) -> Array:
@@ -167,7 +281,8 @@ def one_hot(route: Int[Array, "b n"], count: int, dtype: Any = jnp.float32) -> A
 def inverse(index: Int[Array, "b k"], count: int) -> Int[Array, "b n"]:
     """Where each of `count` tokens stands in `index`, -1 for those that are not in it."""
     hit: Bool[Array, "b n k"] = index[:, None, :] == jnp.arange(count)[:, None]
-    return jnp.where(hit.any(-1), jnp.argmax(hit, axis=-1), -1)
+    # A sum, which XLA vectorises where an argmax is a loop.
+    return (hit * jnp.arange(1, index.shape[1] + 1)).sum(axis=-1) - 1
 
 
 def average(
@@ -256,8 +371,20 @@ def nearest(distance: Float[Array, "b n n"], centres: Int[Array, "b m"]) -> Int[
 
 def cosine(x: Float[Array, "b n d"], y: Float[Array, "b m d"]) -> Float[Array, "b n m"]:
     """Cosine similarities in float32."""
-    x, y = (unit(z.astype(jnp.float32)) for z in (x, y))
-    return jnp.einsum("bnd,bmd->bnm", x, y, precision=jax.lax.Precision.HIGHEST)
+    # The product of the tokens as they are: in bfloat16 it is exact, and one pass of a TPU.
+    product = jnp.einsum(
+        "bnd,bmd->bnm",
+        x,
+        y,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return product * _rate(x)[:, :, None] * _rate(y)[:, None, :]
+
+
+def _rate(x: Float[Array, "... d"]) -> Float[Array, "..."]:
+    x = x.astype(jnp.float32)
+    return jax.lax.rsqrt(jnp.maximum((x * x).sum(-1), 1e-24))
 
 
 def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:

@@ -112,6 +112,22 @@ def test_float32_and_weighted_keys_have_no_fused_kernel(hopper):
     assert custom_calls(program) == {FUSED: 2}
 
 
+@pytest.mark.parametrize("name", ["topk", "tdm", "tome", "dpcknn"])
+def test_a_tpu_reduces_without_gathers(name):
+    reduced = model(name)
+    assert "stablehlo.gather" not in lowered(reduced.apply, arguments(reduced), "tpu")
+
+
+@pytest.mark.parametrize("name", ["topk", "tdm"])
+def test_on_a_tpu_a_large_batch_keeps_its_layout(name):
+    reduced = model(name)
+    params, images = arguments(reduced)
+    for batch, found in ((64, 0), (128, 2)):  # two stages
+        images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+        program = lowered(reduced.apply, (params, images), "tpu", ["LayoutConstraint"])
+        assert custom_calls(program)["LayoutConstraint"] == found
+
+
 @pytest.mark.parametrize("rank", [2, 3])
 def test_a_tpu_takes_by_products_and_others_by_gathers(rank):
     values = jax.ShapeDtypeStruct((BATCH, PATCHES, 8)[:rank], jnp.float32)

@@ -7,8 +7,9 @@ import pytest
 
 from tdm_jax import tokens as operations
 from tdm_jax.tokens import (
-    CLUSTER,
     KEPT,
+    MATCHED,
+    Merge,
     TokenState,
     average,
     cosine,
@@ -56,6 +57,26 @@ def test_both_forms_of_take_take_the_same(draw):
             form(values, index) for form in (operations._gathered, operations._selected)
         )
         np.testing.assert_array_equal(gathered, selected)
+
+
+def test_both_forms_of_merging_merge_the_same(draw):
+    # Each platform has one of them; two tokens of the nine are dropped.
+    sequence = jnp.array(draw.standard_normal((2, 11, 4)), jnp.float32)
+    weight = jnp.array(draw.uniform(0.1, 1.0, (2, 9)), jnp.float32)
+    order = jnp.array([draw.permutation(9) for _ in range(2)])
+    merge = Merge(order[:, :4], order[:, 4:7], jnp.array([[0, 2, 0], [3, 3, 3]]))
+    route = np.full((2, 9), -1)
+    for image, (keep, gone, into) in enumerate(zip(*merge, strict=True)):
+        route[image, keep], route[image, gone] = range(4), into
+    np.testing.assert_array_equal(merge.route(9), route)
+    taken, product = (
+        form(2, sequence, weight, merge, jnp.array(route))
+        for form in (operations._merged_by_taking, operations._merged_at_once)
+    )
+    np.testing.assert_allclose(taken, product, atol=1e-6)
+    np.testing.assert_array_equal(product[:, :2], sequence[:, :2])
+    # What stays alone comes out as it went in.
+    np.testing.assert_array_equal(product[0, 2 + 1], sequence[0, 2 + order[0, 1]])
 
 
 def test_joining_is_averaging_where_few_tokens_join(draw):
@@ -131,10 +152,11 @@ def test_a_state_remembers_what_was_dropped_and_what_merged(draw):
     np.testing.assert_array_equal(state.kind, [[KEPT] * 3])
 
     later = state.replace(tokens=state.tokens + 1)
-    kind = jnp.array([[CLUSTER, KEPT]])
-    merged = later.merge(jnp.array([[0, 0, 1]]), jnp.array([[3.0, 1.0, 1.0]]), 2, kind)
+    merge = Merge(keep=jnp.array([[0, 2]]), gone=jnp.array([[1]]), into=jnp.array([[0]]))
+    merged = later.merge(merge, jnp.array([[3.0, 1.0, 1.0]]))
     np.testing.assert_array_equal(merged.assign, [[0, -1, 1, -1, 0]])
     np.testing.assert_array_equal(merged.size, [[2, 1]])
+    np.testing.assert_array_equal(merged.kind, [[MATCHED, KEPT]])
     expected = 0.75 * tokens[0, 4] + 0.25 * tokens[0, 0] + 1
     np.testing.assert_allclose(merged.tokens[0, 0], expected, atol=1e-6)
 

@@ -6,15 +6,15 @@ k nearest. Ties are broken by index instead of by noise, so the result is a func
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from tdm_jax.tokens import nearest, pairwise_distance, top
+from tdm_jax.tokens import Merge, nearest, pairwise_distance, take, top
 
 
 def density_peaks(
     tokens: Float[Array, "b n d"], clusters: int, neighbors: int | None = None
-) -> Int[Array, "b n"]:
-    """Assigns each token to one of `clusters` clusters.
+) -> Merge:
+    """Merges each token into one of `clusters` clusters.
 
     With `D_ij = ||z_i - z_j|| / sqrt(d)`: density `rho_i = exp(-mean_j D_ij^2)` over all j, or over
     the `neighbors` nearest (itself included); separation `delta_i` is the distance to the nearest
@@ -27,8 +27,7 @@ def density_peaks(
       neighbors: nearest tokens that make the density; None for all.
 
     Returns:
-      The cluster of each token, numbered by descending `rho delta` of its centre. No cluster is
-      empty: a centre joins itself.
+      The centres, by descending `rho delta`, and the others, each of which joins one of them.
     """
     n = tokens.shape[1]
     # An assignment has no gradient: say so here, rather than let one be traced and thrown away.
@@ -47,7 +46,9 @@ def density_peaks(
     separation = jnp.where(denser, distance, jnp.inf).min(axis=-1)
     separation = jnp.where(denser.any(axis=-1), separation, largest)
 
-    return nearest(distance, top(density + jnp.log(separation), clusters))
+    order = top(density + jnp.log(separation), n)
+    centres, others = order[:, :clusters], order[:, clusters:]
+    return Merge(centres, others, take(nearest(distance, centres), others))
 
 
 def density_peaks_macs(n: int, width: int) -> int:

@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.base import Attention, Step, ViTShape, Weights
-from tdm_jax.reduction.cluster import ClusterReducer, clustered
+from tdm_jax.reduction.cluster import ClusterReducer
 from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
 from tdm_jax.reduction.original import import_stages, stage_name
-from tdm_jax.tokens import TokenState, average
+from tdm_jax.tokens import CLUSTER, TokenState
 
 WEIGHTS = ("uniform", "size")
 
@@ -52,9 +52,9 @@ class DPCKNN(ClusterReducer):
     def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
         del attention
         count = self.stage_count(self.stage(step), state.count, step.shape)
-        route = density_peaks(state.tokens, count, self.neighbors)
-        weight = self.weigh(state, step)
-        return clustered(state, average(state.tokens, route, weight, count), route)
+        peaks = density_peaks(state.tokens, count, self.neighbors)
+        merged = state.merge(peaks, self.weigh(state, step))
+        return merged.replace(kind=jnp.full_like(merged.kind, CLUSTER))
 
     def weigh(self, state: TokenState, step: Step) -> Float[Array, "b n"]:
         """Each token's weight in the mean of its cluster."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.base import ViTShape, ceil
@@ -22,13 +22,10 @@ from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
 from tdm_jax.tokens import (
     CLUSTER,
     FUSED,
-    MATCHED,
+    Merge,
     TokenState,
-    average,
     cosine,
     inverse,
-    join,
-    one_hot,
     take,
     top,
     weighted_sum,
@@ -230,105 +227,52 @@ class Merger:
         if counts.total >= state.count:
             return state
         order = top(score if priority is None else priority, state.count)
-        # Even ranks before odd ones: destinations and sources of the matching.
         k = counts.attentive
+        # Even ranks before odd ones: destinations and sources of the matching.
         order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
-        tokens, score, size, kind = (
-            take(value, order) for value in (state.tokens, score, state.size, state.kind)
-        )
-        weight = {"attention": score, "uniform": jnp.ones_like(score), "size": size}[self.weight]
-        part, own, route = self._attentive(tokens[:, :k], weight[:, :k], kind[:, :k], counts)
-        parts, kinds, routes = [part], [own], [route]
-        rest = slice(k, None)
+        # Who joins whom has no gradient. Taken from the whole sequence: a TPU would copy a part.
+        sequence, s = jax.lax.stop_gradient(state.join()), state.prefix.shape[1]
+        merge = self._attentive(take(sequence, s + order[:, :k]), counts)
         if counts.clusters:
-            route = density_peaks(tokens[:, rest], counts.clusters, self.neighbors)
-            parts.append(average(tokens[:, rest], route, weight[:, rest], counts.clusters))
-            kinds.append(jnp.full(parts[-1].shape[:2], CLUSTER))
-            routes.append(counts.matched + route)
-        else:
-            routes.append(jnp.full_like(order[:, rest], -1))
-        if counts.fused:
-            parts.append(weighted_sum(score[:, rest, None], tokens[:, rest]))
-            kinds.append(jnp.full(parts[-1].shape[:2], FUSED))
-        return state.become(
-            jnp.concatenate(parts, axis=1),
-            take(jnp.concatenate(routes, axis=1), inverse(order, state.count)),
-            jnp.concatenate(kinds, axis=1),
-        )
+            rest = take(sequence, s + order[:, k:])
+            merge = merge.beside(density_peaks(rest, counts.clusters, self.neighbors), k)
+        weight = {"attention": score, "uniform": jnp.ones_like(score), "size": state.size}
+        merged = state.merge(merge.of(order), weight[self.weight])
+        kept = jnp.arange(merged.count) < counts.matched
+        merged = merged.replace(kind=jnp.where(kept, merged.kind, CLUSTER))
+        if not counts.fused:
+            return merged
+        left_over = jnp.where(inverse(order[:, :k], state.count) < 0, score, 0.0)
+        return merged.append(weighted_sum(left_over[..., None], state.tokens), FUSED)
 
-    def _attentive(
-        self,
-        tokens: Float[Array, "b k d"],
-        weight: Float[Array, "b k"],
-        kind: Int[Array, "b k"],
-        counts: TDMCounts,
-    ) -> tuple[Float[Array, "b m d"], Int[Array, "b m"], Int[Array, "b k"]]:
-        """Merges attentive tokens; returns what they become, its kind, and the route."""
-        count = counts.matched
-        if count == counts.attentive:
-            return tokens, kind, jnp.broadcast_to(jnp.arange(count), kind.shape)
+    def _attentive(self, tokens: Float[Array, "b k d"], counts: TDMCounts) -> Merge:
+        if counts.matched == counts.attentive:
+            return Merge.all(tokens)
         if self.merge == "match":
-            return match(tokens, weight, kind, count)
-        route = density_peaks(tokens, count, self.neighbors)
-        members = one_hot(route, count)
-        # The first token of a route lends its kind, where it stays alone.
-        lent = take(kind, jnp.argmax(members, axis=1))
-        kind = jnp.where(members.sum(axis=1) == 1, lent, MATCHED)
-        return average(tokens, route, weight, count), kind, route
+            return match(tokens, counts.matched)
+        return density_peaks(tokens, counts.matched, self.neighbors)
 
 
-def match(
-    tokens: Float[Array, "b k d"],
-    weight: Float[Array, "b k"],
-    kind: Int[Array, "b k"],
-    count: int,
-) -> tuple[Float[Array, "b m d"], Int[Array, "b m"], Int[Array, "b k"]]:
+def match(tokens: Float[Array, "b k d"], count: int) -> Merge:
     """Merges tokens in homogeneous pairs until `count` are left.
 
     The k - count sources that are most alike to a destination (cosine) join it.
 
     Args:
       tokens: the ceil(k / 2) destinations, then the sources.
-      weight: theirs in an average.
-      kind: what each is made of.
       count: at least ceil(k / 2).
 
     Returns:
-      The destinations, then the sources that stay alone, the most alike first; the kind of each;
-      the route of each token that came in.
+      What goes on: the destinations, then the sources that stay alone, the most alike first.
     """
     k = tokens.shape[1]
     destinations, merging = -(-k // 2), k - count
-    into, source = slice(destinations), slice(destinations, None)
-    similarity = cosine(*(jax.lax.stop_gradient(tokens[:, part]) for part in (source, into)))
-    partner = jnp.argmax(similarity, axis=-1)
+    similarity = cosine(tokens[:, destinations:], tokens[:, :destinations])
     order = top(similarity.max(axis=-1), k - destinations)
     gone, stay = order[:, :merging], order[:, merging:]
-    joined = take(partner, gone)
-    rank = inverse(order, k - destinations)
-    taken = one_hot(joined, destinations, bool).any(axis=1)
-    return (
-        jnp.concatenate(
-            [
-                join(
-                    tokens[:, into],
-                    weight[:, into],
-                    take(tokens[:, source], gone),
-                    take(weight[:, source], gone),
-                    joined,
-                ),
-                take(tokens[:, source], stay),
-            ],
-            axis=1,
-        ),
-        jnp.concatenate(
-            [jnp.where(taken, MATCHED, kind[:, into]), take(kind[:, source], stay)], axis=1
-        ),
-        jnp.concatenate(
-            [
-                jnp.broadcast_to(jnp.arange(destinations), taken.shape),
-                jnp.where(rank < merging, partner, destinations + rank - merging),
-            ],
-            axis=1,
-        ),
+    first = jnp.broadcast_to(jnp.arange(destinations), (len(tokens), destinations))
+    return Merge(
+        keep=jnp.concatenate([first, destinations + stay], axis=1),
+        gone=destinations + gone,
+        into=take(jnp.argmax(similarity, axis=-1), gone),
     )

@@ -20,13 +20,12 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil, plan
 from tdm_jax.reduction.schedule import removals
-from tdm_jax.tokens import MATCHED, TokenState, cosine, inverse, join, one_hot, take, top
+from tdm_jax.tokens import Merge, TokenState, cosine, inverse, take, top
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,43 +80,20 @@ class ToMe(StageReducer):
     def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
         n, prefix = state.count, step.shape.prefix
         merging = n - self.stage_count(self.stage(step), n, step.shape)
-        a, b = slice(prefix % 2, None, 2), slice(1 - prefix % 2, None, 2)
+        a, b = prefix % 2, 1 - prefix % 2  # where they begin; then every second token
         metric = attention.keys().astype(jnp.float32).mean(axis=2)
-        similarity = cosine(metric[:, a], metric[:, b])
-        partner = jnp.argmax(similarity, axis=-1)
-        sources = similarity.shape[1]
-        stay = sources - merging
-
+        similarity = cosine(metric[:, a::2], metric[:, b::2])
+        _, sources, others = similarity.shape
         rank = inverse(top(similarity.max(axis=-1), sources), sources)
-        merges = rank < merging
-        order = jnp.argsort(merges, axis=-1, stable=True)  # those that stay come first
-        left, gone = order[:, :stay], order[:, stay:]
-
-        joined = take(partner, gone)
-        merged = join(
-            state.tokens[:, b],
-            state.size[:, b],
-            take(state.tokens[:, a], gone),
-            take(state.size[:, a], gone),
-            joined,
+        order = jnp.argsort(rank < merging, axis=-1, stable=True)  # those that stay come first
+        left, gone = order[:, : sources - merging], order[:, sources - merging :]
+        second = jnp.broadcast_to(b + 2 * jnp.arange(others), (len(left), others))
+        merge = Merge(
+            keep=jnp.concatenate([a + 2 * left, second], axis=1),
+            gone=a + 2 * gone,
+            into=sources - merging + take(jnp.argmax(similarity, axis=-1), gone),
         )
-        taken = one_hot(joined, merged.shape[1], bool).any(axis=1)
-        kept = jnp.cumsum(~merges, axis=-1) - 1
-        route = jnp.concatenate(
-            [
-                jnp.where(merges, stay + partner, kept),
-                jnp.broadcast_to(stay + jnp.arange(taken.shape[1]), taken.shape),
-            ],
-            axis=1,
-        )
-        place = np.argsort(np.concatenate([np.arange(n)[a], np.arange(n)[b]]))
-        return state.become(
-            jnp.concatenate([take(state.tokens[:, a], left), merged], 1),
-            route[:, place],
-            jnp.concatenate(
-                [take(state.kind[:, a], left), jnp.where(taken, MATCHED, state.kind[:, b])], 1
-            ),
-        )
+        return state.merge(merge, state.size)
 
 
 @functools.lru_cache(maxsize=64)
