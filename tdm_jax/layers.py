@@ -121,9 +121,35 @@ class PatchEmbed(nn.Module):
     def __call__(self, images: Num[Array, "b h w c"]) -> Float[Array, "b p d"]:
         size = (self.patch_size, self.patch_size)
         x = nn.Conv(
-            self.width, size, size, "VALID", dtype=self.dtype, kernel_init=init, name="proj"
+            self.width,
+            size,
+            size,
+            "VALID",
+            dtype=self.dtype,
+            kernel_init=init,
+            conv_general_dilated=_convolve_patches,
+            name="proj",
         )(images)
         return x.reshape(x.shape[0], -1, self.width)
+
+
+def _convolve_patches(
+    images: Float[Array, "b h w c"], kernel: Float[Array, "p p c d"], *strides: Any, **settings: Any
+) -> Float[Array, "b h2 w2 d"]:
+    def convolution(images: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(images, kernel, *strides, **settings)
+
+    # XLA's CPU backend convolves more slowly than it multiplies.
+    return lax.platform_dependent(images, kernel, cpu=_patch_product, default=convolution)
+
+
+def _patch_product(
+    images: Float[Array, "b h w c"], kernel: Float[Array, "p p c d"]
+) -> Float[Array, "b h2 w2 d"]:
+    b, h, w, c = images.shape
+    p, d = kernel.shape[0], kernel.shape[-1]
+    rows = images.reshape(b, h // p, p, w // p, p * c)
+    return jnp.einsum("bhiwc,icd->bhwd", rows, kernel.reshape(p, p * c, d))
 
 
 class Mlp(nn.Module):

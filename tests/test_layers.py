@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from tdm_jax.layers import Dense, LayerNorm, gelu, layer_norm, product
+from tdm_jax.layers import Dense, LayerNorm, PatchEmbed, gelu, layer_norm, product
 
 
 def draw(*shape, seed=0):
@@ -31,6 +31,21 @@ def test_dense_is_flax_dense(k, n, lead):
     ours = with_gradients(Dense(n), x, g)
     theirs = with_gradients(nn.Dense(n, kernel_init=nn.initializers.truncated_normal(0.02)), x, g)
     agree(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_are_flax_convolution():
+    images, g = draw(2, 8, 12, 3), draw(2, 6, 5, seed=1)
+    convolution = nn.Conv(5, (4, 4), (4, 4), "VALID")
+    params = convolution.init(jax.random.key(0), images)
+
+    def theirs(params, images):
+        return convolution.apply(params, images).reshape(2, 6, 5)
+
+    def ours(params, images):
+        return PatchEmbed(4, 5).apply({"params": {"proj": params["params"]}}, images)
+
+    (y, back), (expected, backward) = (jax.vjp(f, params, images) for f in (ours, theirs))
+    agree((y, *back(g)), (expected, *backward(g)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])

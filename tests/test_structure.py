@@ -112,6 +112,12 @@ def test_float32_and_weighted_keys_have_no_fused_kernel(hopper):
     assert custom_calls(program) == {FUSED: 2}
 
 
+def test_patches_are_a_product_on_a_cpu_and_a_convolution_elsewhere():
+    plain = model()
+    assert "stablehlo.convolution" not in lowered(plain.apply, arguments(plain), "cpu")
+    assert "stablehlo.convolution" in lowered(plain.apply, arguments(plain), "tpu")
+
+
 @pytest.mark.parametrize("name", ["topk", "tdm", "tome", "dpcknn"])
 def test_a_tpu_reduces_without_gathers(name):
     reduced = model(name)
