@@ -161,7 +161,7 @@ class Merge(NamedTuple):
     @classmethod
     def all(cls, tokens: Float[Array, "b n d"]) -> "Merge":
         """Every token goes on, in the order they have."""
-        nothing = jnp.zeros((len(tokens), 0), jnp.int32)
+        nothing = jnp.zeros((tokens.shape[0], 0), jnp.int32)
         return cls(_first(tokens.shape[1], tokens), nothing, nothing)
 
     def route(self, count: int) -> Int[Array, "b n"]:

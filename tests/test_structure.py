@@ -124,6 +124,16 @@ def test_a_tpu_reduces_without_gathers(name):
     assert "stablehlo.gather" not in lowered(reduced.apply, arguments(reduced), "tpu")
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("name", ["none", "topk", "evit", "tdm", "tome", "dpcknn"])
+def test_a_program_for_any_batch_can_be_exported(name, platform):
+    reduced = model(name)
+    params, images = arguments(reduced)
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    assert "tensor<?x10xf32>" in lowered(reduced.apply, (params, images), platform)
+
+
 @pytest.mark.parametrize("name", ["topk", "tdm"])
 def test_on_a_tpu_a_large_batch_keeps_its_layout(name):
     reduced = model(name)

@@ -270,7 +270,7 @@ def match(tokens: Float[Array, "b k d"], count: int) -> Merge:
     similarity = cosine(tokens[:, destinations:], tokens[:, :destinations])
     order = top(similarity.max(axis=-1), k - destinations)
     gone, stay = order[:, :merging], order[:, merging:]
-    first = jnp.broadcast_to(jnp.arange(destinations), (len(tokens), destinations))
+    first = jnp.broadcast_to(jnp.arange(destinations), (tokens.shape[0], destinations))
     return Merge(
         keep=jnp.concatenate([first, destinations + stay], axis=1),
         gone=destinations + gone,

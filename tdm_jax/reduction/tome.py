@@ -87,7 +87,7 @@ class ToMe(StageReducer):
         rank = inverse(top(similarity.max(axis=-1), sources), sources)
         order = jnp.argsort(rank < merging, axis=-1, stable=True)  # those that stay come first
         left, gone = order[:, : sources - merging], order[:, sources - merging :]
-        second = jnp.broadcast_to(b + 2 * jnp.arange(others), (len(left), others))
+        second = jnp.broadcast_to(b + 2 * jnp.arange(others), (left.shape[0], others))
         merge = Merge(
             keep=jnp.concatenate([a + 2 * left, second], axis=1),
             gone=a + 2 * gone,
