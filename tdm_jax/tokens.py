@@ -53,7 +53,7 @@ class TokenState:
         return cls(
             prefix=prefix,
             tokens=tokens,
-            assign=jnp.broadcast_to(jnp.arange(shape[1]), shape),
+            assign=first(shape[1], tokens),
             size=jnp.ones(shape, jnp.float32),
             kind=jnp.full(shape, KEPT),
             last=jnp.zeros_like(tokens) if keep_last else None,
@@ -110,7 +110,7 @@ class TokenState:
         s = self.prefix.shape[1]
         x = jax.lax.platform_dependent(
             self.join(),
-            jnp.concatenate([_first(s, index), s + index], axis=1),
+            jnp.concatenate([first(s, index), s + index], axis=1),
             tpu=_sequence_selected,
             default=_gathered,
         )
@@ -129,18 +129,17 @@ class TokenState:
         Returns:
           The state whose tokens are `merge.keep`, in that order; MATCHED where others joined.
         """
-        s, route = self.prefix.shape[1], merge.route(self.count)
+        s = self.prefix.shape[1]
         x = jax.lax.platform_dependent(
             self.join(),
             weight,
             merge,
-            route,
             tpu=functools.partial(_merged_at_once, s),
             default=functools.partial(_merged_by_taking, s),
         )
         joined = one_hot(merge.into, merge.keep.shape[1], bool).any(axis=1)
         kind = jnp.where(joined, MATCHED, take(self.kind, merge.keep))
-        return self.become(x[:, s:], route, kind).replace(prefix=x[:, :s])
+        return self.become(x[:, s:], merge.route(self.count), kind).replace(prefix=x[:, :s])
 
     def append(self, token: Float[Array, "b 1 d"], kind: int) -> "TokenState":
         """Adds a token that stands for no patch."""
@@ -162,12 +161,12 @@ class Merge(NamedTuple):
     def all(cls, tokens: Float[Array, "b n d"]) -> "Merge":
         """Every token goes on, in the order they have."""
         nothing = jnp.zeros((tokens.shape[0], 0), jnp.int32)
-        return cls(_first(tokens.shape[1], tokens), nothing, nothing)
+        return cls(first(tokens.shape[1], tokens), nothing, nothing)
 
     def route(self, count: int) -> Int[Array, "b n"]:
         """For each of `count` tokens the place in `keep` where it ends, -1 if it is dropped."""
         place = inverse(jnp.concatenate([self.keep, self.gone], axis=1), count)
-        end = jnp.concatenate([_first(self.keep.shape[1], self.keep), self.into], axis=1)
+        end = jnp.concatenate([first(self.keep.shape[1], self.keep), self.into], axis=1)
         return jnp.where(place < 0, -1, take(end, jnp.maximum(place, 0)))
 
     def beside(self, other: "Merge", count: int) -> "Merge":
@@ -227,13 +226,8 @@ def _sequence_selected(x: Float[Array, "b t d"], index: Int[Array, "b k"]) -> Ar
 
 
 def _merged_by_taking(
-    s: int,
-    x: Float[Array, "b t d"],
-    weight: Float[Array, "b n"],
-    merge: Merge,
-    route: Int[Array, "b n"],
+    s: int, x: Float[Array, "b t d"], weight: Float[Array, "b n"], merge: Merge
 ) -> Float[Array, "b k d"]:
-    del route
     tokens = x[:, s:]
     merged = join(
         _gathered(tokens, merge.keep),
@@ -246,15 +240,12 @@ def _merged_by_taking(
 
 
 def _merged_at_once(
-    s: int,
-    x: Float[Array, "b t d"],
-    weight: Float[Array, "b n"],
-    merge: Merge,
-    route: Int[Array, "b n"],
+    s: int, x: Float[Array, "b t d"], weight: Float[Array, "b n"], merge: Merge
 ) -> Float[Array, "b k d"]:
     # TPUs gather slowly and multiply fast. With the prefix in the product the sequence is never
     # taken apart, so it keeps its layout.
-    route = jnp.concatenate([_first(s, route), jnp.where(route < 0, -1, s + route)], axis=1)
+    route = merge.route(weight.shape[1])
+    route = jnp.concatenate([first(s, route), jnp.where(route < 0, -1, s + route)], axis=1)
     weight = jnp.pad(weight, ((0, 0), (s, 0)), constant_values=1.0)
     return _token_major(average(x, route, weight, s + merge.keep.shape[1]))
 
@@ -268,7 +259,7 @@ def _token_major(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
     return with_layout_constraint(x, Layout(major_to_minor=(1, 0, 2)))
 
 
-def _first(count: int, like: Array) -> Int[Array, "b {count}"]:
+def first(count: int, like: Array) -> Int[Array, "b {count}"]:
     """0, 1, ... `count` - 1 for each image."""
     return jnp.broadcast_to(jnp.arange(count), (like.shape[0], count))
 
@@ -388,5 +379,5 @@ def _rate(x: Float[Array, "... d"]) -> Float[Array, "..."]:
 
 
 def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Vectors of length 1."""
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+    """Vectors of length 1, in float32."""
+    return x * _rate(x)[..., None]

@@ -70,7 +70,7 @@ def test_both_forms_of_merging_merge_the_same(draw):
         route[image, keep], route[image, gone] = range(4), into
     np.testing.assert_array_equal(merge.route(9), route)
     taken, product = (
-        form(2, sequence, weight, merge, jnp.array(route))
+        form(2, sequence, weight, merge)
         for form in (operations._merged_by_taking, operations._merged_at_once)
     )
     np.testing.assert_allclose(taken, product, atol=1e-6)

@@ -25,6 +25,7 @@ from tdm_jax.tokens import (
     Merge,
     TokenState,
     cosine,
+    first,
     inverse,
     take,
     top,
@@ -270,9 +271,8 @@ def match(tokens: Float[Array, "b k d"], count: int) -> Merge:
     similarity = cosine(tokens[:, destinations:], tokens[:, :destinations])
     order = top(similarity.max(axis=-1), k - destinations)
     gone, stay = order[:, :merging], order[:, merging:]
-    first = jnp.broadcast_to(jnp.arange(destinations), (tokens.shape[0], destinations))
     return Merge(
-        keep=jnp.concatenate([first, destinations + stay], axis=1),
+        keep=jnp.concatenate([first(destinations, tokens), destinations + stay], axis=1),
         gone=destinations + gone,
         into=take(jnp.argmax(similarity, axis=-1), gone),
     )

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil, plan
 from tdm_jax.reduction.schedule import removals
-from tdm_jax.tokens import Merge, TokenState, cosine, inverse, take, top
+from tdm_jax.tokens import Merge, TokenState, cosine, first, inverse, take, top
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,8 @@ class ToMe(StageReducer):
         rank = inverse(top(similarity.max(axis=-1), sources), sources)
         order = jnp.argsort(rank < merging, axis=-1, stable=True)  # those that stay come first
         left, gone = order[:, : sources - merging], order[:, sources - merging :]
-        second = jnp.broadcast_to(b + 2 * jnp.arange(others), (left.shape[0], others))
         merge = Merge(
-            keep=jnp.concatenate([a + 2 * left, second], axis=1),
+            keep=jnp.concatenate([a + 2 * left, b + 2 * first(others, left)], axis=1),
             gone=a + 2 * gone,
             into=sources - merging + take(jnp.argmax(similarity, axis=-1), gone),
         )
