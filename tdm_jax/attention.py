@@ -36,15 +36,8 @@ class AttentionView:
 
     def class_row(self) -> Float[Array, "b h n"]:
         """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
-        b, t, h, k = self.k.shape
-        # Each head's query among zeros: one product with the keys as they lie in memory. Taking
-        # them head by head made the TPU compiler lay them out anew, and store the n x n map.
-        queries = jnp.eye(h, dtype=self.q.dtype)[:, :, None] * self.class_query[:, None]
-        row = jnp.einsum(
-            "btd,bhd->bht",
-            self.k.reshape(b, t, h * k),
-            queries.reshape(b, h, h * k),
-            preferred_element_type=jnp.float32,
+        row = jax.lax.platform_dependent(
+            self.class_query, self.k, cpu=_row_by_heads, default=_row_at_once
         )
         return self._softmax(row)[:, :, self.prefix :]
 
@@ -66,6 +59,23 @@ class AttentionView:
     def values(self) -> Float[Array, "b n h k"]:
         """The patch tokens' values."""
         return self.v[:, self.prefix :]
+
+
+def _row_by_heads(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
+    return jnp.einsum("bhk,bthk->bht", query, keys, preferred_element_type=jnp.float32)
+
+
+def _row_at_once(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
+    # Each head's query among zeros: one product with the keys as they lie in memory. Taking them
+    # head by head makes the TPU's compiler lay them out anew, and store the n x n map.
+    b, t, h, k = keys.shape
+    queries = jnp.eye(h, dtype=query.dtype)[:, :, None] * query[:, None]
+    return jnp.einsum(
+        "btd,bhd->bht",
+        keys.reshape(b, t, h * k),
+        queries.reshape(b, h, h * k),
+        preferred_element_type=jnp.float32,
+    )
 
 
 class Attention(nn.Module):

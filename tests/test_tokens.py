@@ -59,24 +59,41 @@ def test_both_forms_of_take_take_the_same(draw):
         np.testing.assert_array_equal(gathered, selected)
 
 
+def test_both_forms_of_ordering_order_the_same(draw):
+    # Each platform has one of them. Ties, zeros of both signs, numbers below the normal ones,
+    # infinities and what is no number, of both signs.
+    score = draw.standard_normal((5, 400)).astype(np.float32)
+    score[:, 1::5] = score[:, ::5]
+    special = (0.0, -0.0, 1e-40, -1e-40, np.inf, -np.inf, np.nan, -np.nan)
+    score[:, 100:300] = draw.choice(np.array(special, np.float32), (5, 200))
+    for x in (score, np.sort(score), score[:, :1], score.astype(jnp.bfloat16)):
+        x = jnp.array(x)
+        np.testing.assert_array_equal(operations._order_by_halves(x), operations._order(x))
+
+
 def test_both_forms_of_merging_merge_the_same(draw):
     # Each platform has one of them; two tokens of the nine are dropped.
     sequence = jnp.array(draw.standard_normal((2, 11, 4)), jnp.float32)
     weight = jnp.array(draw.uniform(0.1, 1.0, (2, 9)), jnp.float32)
     order = jnp.array([draw.permutation(9) for _ in range(2)])
-    merge = Merge(order[:, :4], order[:, 4:7], jnp.array([[0, 2, 0], [3, 3, 3]]))
+    groups = [
+        Merge(order[:, :2], order[:, 4:6], jnp.array([[0, 1], [1, 1]])),
+        Merge(order[:, 2:4], order[:, 6:7], jnp.array([[0], [1]])),
+    ]
+    merge = groups[0].beside(groups[1])
     route = np.full((2, 9), -1)
     for image, (keep, gone, into) in enumerate(zip(*merge, strict=True)):
         route[image, keep], route[image, gone] = range(4), into
+    np.testing.assert_array_equal(merge.into, [[0, 1, 2], [1, 1, 3]])
     np.testing.assert_array_equal(merge.route(9), route)
     taken, product = (
-        form(2, sequence, weight, merge)
+        form(2, sequence, weight, groups)
         for form in (operations._merged_by_taking, operations._merged_at_once)
     )
     np.testing.assert_allclose(taken, product, atol=1e-6)
     np.testing.assert_array_equal(product[:, :2], sequence[:, :2])
     # What stays alone comes out as it went in.
-    np.testing.assert_array_equal(product[0, 2 + 1], sequence[0, 2 + order[0, 1]])
+    np.testing.assert_array_equal(product[1, 2], sequence[1, 2 + order[1, 0]])
 
 
 def test_joining_is_averaging_where_few_tokens_join(draw):
@@ -153,7 +170,7 @@ def test_a_state_remembers_what_was_dropped_and_what_merged(draw):
 
     later = state.replace(tokens=state.tokens + 1)
     merge = Merge(keep=jnp.array([[0, 2]]), gone=jnp.array([[1]]), into=jnp.array([[0]]))
-    merged = later.merge(merge, jnp.array([[3.0, 1.0, 1.0]]))
+    merged = later.merge([merge], jnp.array([[3.0, 1.0, 1.0]]))
     np.testing.assert_array_equal(merged.assign, [[0, -1, 1, -1, 0]])
     np.testing.assert_array_equal(merged.size, [[2, 1]])
     np.testing.assert_array_equal(merged.kind, [[MATCHED, KEPT]])

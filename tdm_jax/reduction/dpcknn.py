@@ -53,7 +53,7 @@ class DPCKNN(ClusterReducer):
         del attention
         count = self.stage_count(self.stage(step), state.count, step.shape)
         peaks = density_peaks(state.tokens, count, self.neighbors)
-        merged = state.merge(peaks, self.weigh(state, step))
+        merged = state.merge([peaks], self.weigh(state, step))
         return merged.replace(kind=jnp.full_like(merged.kind, CLUSTER))
 
     def weigh(self, state: TokenState, step: Step) -> Float[Array, "b n"]:

@@ -233,17 +233,18 @@ class Merger:
         order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
         # Who joins whom has no gradient. Taken from the whole sequence: a TPU would copy a part.
         sequence, s = jax.lax.stop_gradient(state.join()), state.prefix.shape[1]
-        merge = self._attentive(take(sequence, s + order[:, :k]), counts)
+        attentive, rest = order[:, :k], order[:, k:]
+        groups = [self._attentive(take(sequence, s + attentive), counts).of(attentive)]
         if counts.clusters:
-            rest = take(sequence, s + order[:, k:])
-            merge = merge.beside(density_peaks(rest, counts.clusters, self.neighbors), k)
+            peaks = density_peaks(take(sequence, s + rest), counts.clusters, self.neighbors)
+            groups.append(peaks.of(rest))
         weight = {"attention": score, "uniform": jnp.ones_like(score), "size": state.size}
-        merged = state.merge(merge.of(order), weight[self.weight])
+        merged = state.merge(groups, weight[self.weight])
         kept = jnp.arange(merged.count) < counts.matched
         merged = merged.replace(kind=jnp.where(kept, merged.kind, CLUSTER))
         if not counts.fused:
             return merged
-        left_over = jnp.where(inverse(order[:, :k], state.count) < 0, score, 0.0)
+        left_over = jnp.where(inverse(attentive, state.count) < 0, score, 0.0)
         return merged.append(weighted_sum(left_over[..., None], state.tokens), FUSED)
 
     def _attentive(self, tokens: Float[Array, "b k d"], counts: TDMCounts) -> Merge:
@@ -274,5 +275,5 @@ def match(tokens: Float[Array, "b k d"], count: int) -> Merge:
     return Merge(
         keep=jnp.concatenate([first(destinations, tokens), destinations + stay], axis=1),
         gone=destinations + gone,
-        into=take(jnp.argmax(similarity, axis=-1), gone),
+        into=jnp.argmax(take(similarity, gone), axis=-1),
     )

@@ -85,14 +85,14 @@ class ToMe(StageReducer):
         similarity = cosine(metric[:, a::2], metric[:, b::2])
         _, sources, others = similarity.shape
         rank = inverse(top(similarity.max(axis=-1), sources), sources)
-        order = jnp.argsort(rank < merging, axis=-1, stable=True)  # those that stay come first
+        order = top((rank >= merging).astype(jnp.float32), sources)  # those that stay come first
         left, gone = order[:, : sources - merging], order[:, sources - merging :]
         merge = Merge(
             keep=jnp.concatenate([a + 2 * left, b + 2 * first(others, left)], axis=1),
             gone=a + 2 * gone,
-            into=sources - merging + take(jnp.argmax(similarity, axis=-1), gone),
+            into=sources - merging + jnp.argmax(take(similarity, gone), axis=-1),
         )
-        return state.merge(merge, state.size)
+        return state.merge([merge], state.size)
 
 
 @functools.lru_cache(maxsize=64)
