@@ -37,7 +37,7 @@ class AttentionView:
     def class_row(self) -> Float[Array, "b h n"]:
         """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
         row = jax.lax.platform_dependent(
-            self.class_query, self.k, cpu=_row_by_heads, default=_row_at_once
+            self.class_query, self.k, tpu=_row_by_channels, default=_row_by_heads
         )
         return self._softmax(row)[:, :, self.prefix :]
 
@@ -65,16 +65,18 @@ def _row_by_heads(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -
     return jnp.einsum("bhk,bthk->bht", query, keys, preferred_element_type=jnp.float32)
 
 
-def _row_at_once(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
-    # Each head's query among zeros: one product with the keys as they lie in memory. Taking them
-    # head by head makes the TPU's compiler lay them out anew, and store the n x n map.
-    b, t, h, k = keys.shape
-    queries = jnp.eye(h, dtype=query.dtype)[:, :, None] * query[:, None]
+def _row_by_channels(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
+    # Taking the keys head by head makes the TPU's compiler lay them out anew. So they are scaled as
+    # they lie in memory, in float32, and a product with ones adds up the channels of each head.
+    h, k = query.shape[1:]
+    scaled = keys.astype(jnp.float32) * query[:, None].astype(jnp.float32)
+    ones = jnp.repeat(jnp.eye(h), k, axis=0)
+    # The ones are exact in any precision.
     return jnp.einsum(
-        "btd,bhd->bht",
-        keys.reshape(b, t, h * k),
-        queries.reshape(b, h, h * k),
-        preferred_element_type=jnp.float32,
+        "btd,dh->bht",
+        scaled.reshape(*keys.shape[:2], h * k),
+        ones,
+        precision=jax.lax.Precision.HIGH,
     )
 
 
