@@ -124,7 +124,7 @@ class TokenState:
         """Keeps some tokens, averages others into them, and drops the rest.
 
         Args:
-          groups: which; nothing is in two of them.
+          groups: which; no token is in two of them.
           weight: of each token in an average.
 
         Returns:
