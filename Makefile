@@ -1,7 +1,7 @@
 # Four commands. Each makes the virtual environment it needs; the only requirement is Python >= 3.11.
 #
 #   make demo    train, reduce and compare on embedded data
-#   make test    every test (PYTEST="-m 'not slow'" or PYTEST=tests/test_x.py for fewer; -n 0: one process)
+#   make test    the tests, ten minutes (PYTEST="-m slow" for the slow rest, PYTEST=tests/test_x.py for a file)
 #   make lint    ruff, rules and format
 #   make clean   remove the environment and the caches
 #
@@ -20,9 +20,11 @@ demo:
 	@.ci/venv viz
 	@.venv/bin/python -m tdm_jax.demo
 
+# In alphabetical order: the files of few tests, which pytest-xdist would keep for the end, take longest.
+test: PYTEST ?= -m "not slow"
 test:
 	@.ci/venv viz,test
-	@.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint:
 	@.ci/venv viz,test

@@ -83,6 +83,7 @@ def test_a_topology_that_is_none(topology, message):
         compile_check.devices_of(topology)
 
 
+@pytest.mark.slow
 def test_the_command_stops_at_the_first_that_fits(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(CONFIG)

@@ -46,6 +46,7 @@ def test_the_method_in_contributing_is_one(monkeypatch):
         assert (info.assign >= 0).all() == name.endswith("tdm")
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     from tdm_jax import checkpoint
 

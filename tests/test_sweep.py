@@ -128,6 +128,7 @@ def test_points_of_other_checkpoints_and_layers_have_other_names(entries, tmp_pa
     assert names[0] == names[3]
 
 
+@pytest.mark.slow
 def test_a_real_training_of_a_point(entries, config, tmp_path):
     rows = sweep(entries[1:], SOURCE, tmp_path, config=config)
     tuned = [row for row in rows if row["training"] == "fine-tuned"]
@@ -135,6 +136,7 @@ def test_a_real_training_of_a_point(entries, config, tmp_path):
     assert all(0 < row["top1_percent"] <= 100 for row in tuned)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_told_to_stop_gives_no_result(entries, config, tmp_path, monkeypatch):
     advance = Progress.advance
 

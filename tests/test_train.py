@@ -106,6 +106,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert len(lines(workdir)) == len(before.splitlines())
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_another_mesh_goes_on(finished, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         stop_at(patch, 7)
@@ -194,6 +195,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
@@ -217,6 +219,7 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path, monkeypatc
     assert saved_state(tmp_path, tiny_config())[0] == 3
 
 
+@pytest.mark.slow
 def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
     compiled = []
     update = train.lower_train_step

@@ -139,6 +139,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_expectation(params):
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value_and_no_gradient(params):
     model = tiny("tdm", 0.5)
 
