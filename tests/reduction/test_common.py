@@ -404,14 +404,18 @@ def test_a_row_does_not_depend_on_its_neighbours(network):
 
 
 def test_unmerge_returns_the_full_grid(network):
-    _, info, dense, filled = network.answer
+    _, info, *in_one_program = network.answer
+    # On its own the full grid is exact; in the program of the network a sum may be rounded twice.
+    dense, filled = jax.jit(lambda info: (unmerge(info), unmerge(info, fill=-7.0)))(info)
+    for alone, found in zip((dense, filled), in_one_program, strict=True):
+        np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-7)
     assert dense.shape == filled.shape == (BATCH, PATCHES, WIDTH)
     assert np.isfinite(dense).all()
     assign, features = np.asarray(info.assign), np.asarray(info.features)[:, info.prefix :]
     for image, patch in [(0, 0), (3, 7), (7, PATCHES - 1)]:
         token = assign[image, patch]
         expected = np.full(WIDTH, -7.0) if token < 0 else features[image, token]
-        np.testing.assert_allclose(filled[image, patch], expected, rtol=1e-6)
+        np.testing.assert_array_equal(filled[image, patch], expected)
     kept = assign >= 0
     np.testing.assert_array_equal(np.asarray(dense)[kept], np.asarray(filled)[kept])
 
