@@ -11,7 +11,7 @@ method goes by its name.
 
 from ml_collections import ConfigDict
 
-from tdm_jax.settings import default_config
+from tdm_jax.training.config import default_config
 
 
 def _imagenet(size: str) -> ConfigDict:

@@ -7,7 +7,7 @@ Hardware: two CPU cores. Time: a few minutes. Top-1 on the held-out fifth: 97.8%
 
 from ml_collections import ConfigDict
 
-from tdm_jax.settings import default_config
+from tdm_jax.training.config import default_config
 
 # DeiT reduces before the MLPs of blocks 3, 6 and 9 of 12: after each quarter of the network. A
 # quarter of six blocks is 1.5, rounded up here, so that class attention has two blocks to form in.

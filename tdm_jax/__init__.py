@@ -1,11 +1,11 @@
 """Token reduction for vision transformers, with token decoupling and merging at its heart."""
 
-from tdm_jax import cost
-from tdm_jax.calibration import calibrate
+from tdm_jax.analysis import costs as cost
+from tdm_jax.analysis.calibration import calibrate
 from tdm_jax.checkpoint import load_pretrained
-from tdm_jax.models import create_model
+from tdm_jax.models.registry import create_model
+from tdm_jax.models.vit import VisionTransformer, unmerge
 from tdm_jax.reduction import describe_reducer, make_reducer
-from tdm_jax.vit import VisionTransformer, unmerge
 
 __all__ = [
     "VisionTransformer",

@@ -12,7 +12,7 @@ share of the time that the twin saves is the share of the reduction. FLOP/s coun
 multiply-add of the model's products and convolutions, three times that for a training step.
 
 `--advise=3.0` measures something else: which token counts are fastest at no more than 3.0 GFLOPs an
-image (multiply-adds, as tables count them); see `tdm_jax.advise`.
+image (multiply-adds, as tables count them); see `tdm_jax.analysis.schedule_search`.
 """
 
 import itertools
@@ -26,28 +26,31 @@ import numpy as np
 from absl import flags
 from jaxtyping import PyTree
 
-from tdm_jax import advise, cli, contenders, cost, machine, optim, partition, tables, throughput
-from tdm_jax.contenders import Contender, with_baselines
+from tdm_jax.analysis import candidate, costs, environment, results, schedule_search, timing
+from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.results import Column, significant
+from tdm_jax.analysis.timing import Measurement, Program, Timing
+from tdm_jax.cli import start
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.experiment import DTYPES
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel import sharding
 from tdm_jax.reduction.sliced import Sliced
-from tdm_jax.tables import Column, significant
-from tdm_jax.throughput import Measurement, Program, Timing
-from tdm_jax.train_step import Recipe, init_state, lower_train_step
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.training import optim
+from tdm_jax.training.experiment import DTYPES
+from tdm_jax.training.step import Recipe, init_state, lower_train_step
 
 FORWARD, TRAIN = "forward", "train"
 MODES = (FORWARD, TRAIN)
 OUT_OF_MEMORY = "out of memory"
 
 COLUMNS = (
-    *(c for c in tables.COLUMNS if c.key in ("model", "method", "keep_rate")),
+    *(c for c in results.COLUMNS if c.key in ("model", "method", "keep_rate")),
     Column("mode", "Mode", None),
     Column("dtype", "Type", None),
     Column("batch_size", "Batch", str),
     Column("latency_seconds", "Latency (ms)", lambda v: significant(1e3 * v), "latency_quartiles"),
-    *(c for c in tables.COLUMNS if c.key in ("images_per_second", "speedup")),
+    *(c for c in results.COLUMNS if c.key in ("images_per_second", "speedup")),
     Column("reduction_share", "In reduction", lambda v: f"{100 * v:.0f}%"),
     Column("flops_per_second", "GFLOP/s", lambda v: significant(v / 1e9)),
     Column("memory_bytes", "Memory (MB)", lambda v: significant(v / 1e6)),
@@ -81,35 +84,35 @@ def training_program(model: VisionTransformer, params: PyTree, batch_size: int) 
         data=source,
         num_classes=model.num_classes,
     )
-    mesh = partition.make_mesh(partition.MeshConfig(), jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     noise = np.random.default_rng(0)
     shape = (batch_size, *model.image_size, model.in_channels)
     batch = {
         "image": noise.integers(0, 256, shape, np.uint8),
         "label": noise.integers(0, model.num_classes, batch_size, np.int32),
     }
-    batch = partition.place_batch(mesh, batch)
+    batch = sharding.place_batch(mesh, batch)
     # A step gives its state away: the parameters must not be the caller's.
     state = init_state(recipe, jax.tree.map(lambda leaf: leaf.copy(), params))
-    state = jax.device_put(state, partition.state_shardings(mesh, state))
-    compiled, seconds = throughput.timed_compile(lower_train_step(recipe, mesh, state))
+    state = jax.device_put(state, sharding.state_shardings(mesh, state))
+    compiled, seconds = timing.timed_compile(lower_train_step(recipe, mesh, state))
 
     def call() -> PyTree:
         nonlocal state
         state, values = compiled(state, batch, None)
         return values
 
-    return Program(call, batch_size, seconds, throughput.program_bytes(compiled))
+    return Program(call, batch_size, seconds, timing.program_bytes(compiled))
 
 
 _PROGRAMS: dict[str, Callable[[VisionTransformer, PyTree, int], Program]] = {
-    FORWARD: throughput.compile_forward,
+    FORWARD: timing.compile_forward,
     TRAIN: training_program,
 }
 
 
 def benchmark(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     *,
     batch_sizes: Sequence[int],
     modes: Sequence[str] = MODES,
@@ -152,7 +155,7 @@ def benchmark(
 
 
 def _group(
-    members: Sequence[Contender],
+    members: Sequence[Candidate],
     weights: Sequence[PyTree],
     mode: str,
     dtype: str,
@@ -172,7 +175,7 @@ def _group(
     results: dict[tuple[int, bool], Measurement] = {}
     # Without its baseline a speed says nothing.
     if (0, False) in programs:
-        measured = throughput.measure(list(programs.values()), timing)
+        measured = timing.measure(list(programs.values()), timing)
         results = dict(zip(programs, measured, strict=True))
     return [
         _row(entry, mode, dtype, programs.get((i, False)), results.get((i, False)))
@@ -204,7 +207,7 @@ def _fitting(
 
 
 def _row(
-    entry: Contender, mode: str, dtype: str, program: Program | None, speed: Measurement | None
+    entry: Candidate, mode: str, dtype: str, program: Program | None, speed: Measurement | None
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": entry.name,
@@ -215,7 +218,9 @@ def _row(
     }
     if program is None or speed is None:
         return row | {"verdict": OUT_OF_MEMORY}
-    operations = 2 * cost.count(entry.model, convention="matmul").macs * (3 if mode == TRAIN else 1)
+    operations = (
+        2 * costs.count(entry.model, convention="matmul").macs * (3 if mode == TRAIN else 1)
+    )
     latency = speed.latency
     return row | {
         "latency_seconds": latency.median,
@@ -224,7 +229,7 @@ def _row(
         "flops_per_second": operations * speed.throughput.median,
         "memory_bytes": program.memory_bytes,
         "compile_seconds": program.compile_seconds,
-        "verdict": throughput.BASELINE if entry.is_baseline else speed.verdict,
+        "verdict": timing.BASELINE if entry.is_baseline else speed.verdict,
     }
 
 
@@ -238,7 +243,7 @@ def _share(own: Measurement | None, twin: Measurement | None) -> dict[str, float
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    contenders.define_flags(models=["deit_small_patch16_224"])
+    candidate.define_flags(models=["deit_small_patch16_224"])
     flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Images per call.")
     flags.DEFINE_list("modes", list(MODES), "forward, train or both.")
     flags.DEFINE_list("dtypes", list(DTYPES), "Types of the computation.")
@@ -251,9 +256,9 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    sizes = [contenders.number(text, int, "batch_sizes") for text in given.batch_sizes]
-    about = machine.describe() | {"rounds": given.rounds, "started": machine.now()}
-    remark = machine.line(about)
+    sizes = [candidate.number(text, int, "batch_sizes") for text in given.batch_sizes]
+    about = environment.describe() | {"rounds": given.rounds, "started": environment.now()}
+    remark = environment.line(about)
     rows: list[dict[str, Any]] = []
 
     def done(new: list[dict[str, Any]]) -> None:
@@ -268,9 +273,9 @@ def main() -> None:
         # What is measured is safe, whatever happens to a larger batch.
         if given.output:
             stem = Path(given.output) / "benchmark"
-            tables.write(rows, stem, about, columns=COLUMNS, remark=remark)
+            results.write(rows, stem, about, columns=COLUMNS, remark=remark)
 
-    entries = contenders.from_flags()
+    entries = candidate.from_flags()
     timing = Timing(rounds=given.rounds, min_seconds=given.min_seconds)
     if given.advise is not None:
         _advise(entries, sizes, timing, about)
@@ -283,20 +288,20 @@ def main() -> None:
         timing=timing,
         done=done,
     )
-    print(f"{tables.markdown(rows, COLUMNS)}\n{remark}")
+    print(f"{results.markdown(rows, COLUMNS)}\n{remark}")
 
 
 def _advise(
-    entries: Sequence[Contender], sizes: Sequence[int], timing: Timing, about: dict[str, Any]
+    entries: Sequence[Candidate], sizes: Sequence[int], timing: Timing, about: dict[str, Any]
 ) -> None:
-    given, remark, rows = flags.FLAGS, machine.line(about), []
+    given, remark, rows = flags.FLAGS, environment.line(about), []
     reduced = [entry for entry in entries if not entry.is_baseline]
     if not reduced:
         raise InputError("--advise: expected --methods with a count for each stage; got none")
     for entry in reduced:
-        advise.candidates(entry.model, round(given.advise * 1e9))
+        schedule_search.candidates(entry.model, round(given.advise * 1e9))
     for entry, dtype, batch_size in itertools.product(reduced, given.dtypes, sizes):
-        new = advise.advise(
+        new = schedule_search.advise(
             entry,
             round(given.advise * 1e9),
             batch_size=batch_size,
@@ -304,12 +309,16 @@ def _advise(
             timing=timing,
         )
         rows += new
-        print(f"{entry.name} {dtype}, batch {batch_size}: {advise.advice(new)}", flush=True)
+        print(
+            f"{entry.name} {dtype}, batch {batch_size}: {schedule_search.advice(new)}", flush=True
+        )
         if given.output:
-            tables.write(rows, Path(given.output) / "advice", about, columns=advise.COLUMNS)
-    print(f"{tables.markdown(rows, advise.COLUMNS)}\n{remark}")
+            results.write(
+                rows, Path(given.output) / "advice", about, columns=schedule_search.COLUMNS
+            )
+    print(f"{results.markdown(rows, schedule_search.COLUMNS)}\n{remark}")
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

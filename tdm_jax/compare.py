@@ -20,14 +20,16 @@ import jax
 from absl import flags
 from jaxtyping import PyTree
 
-from tdm_jax import cli, contenders, cost, machine, partition, tables, throughput
-from tdm_jax.contenders import Contender, with_baselines
+from tdm_jax.analysis import candidate, costs, environment, results, timing
+from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.timing import Measurement, Timing
+from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator, check_fits
-from tdm_jax.experiment import DTYPES
-from tdm_jax.throughput import Measurement, Timing
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel import sharding
+from tdm_jax.training.experiment import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Row:
       speed: None where it was not measured.
     """
 
-    contender: Contender
+    contender: Candidate
     top1: float | None
     parameters: int
     macs: int
@@ -60,7 +62,7 @@ class Row:
         """Whether the method is worth it, by its measured speed; "" without a measurement."""
         if self.speed is None:
             return ""
-        return throughput.BASELINE if self.contender.is_baseline else self.speed.verdict
+        return timing.BASELINE if self.contender.is_baseline else self.speed.verdict
 
     def record(self) -> dict[str, str | int | float | None]:
         """All of it in one flat mapping, for CSV and JSON."""
@@ -84,7 +86,7 @@ class Row:
 
 
 def compare(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     *,
     source: DataConfig | None = None,
     timing: Timing | None = None,
@@ -112,10 +114,10 @@ def compare(
                     f"on {source.name}"
                 )
             check_fits(entry.model, source)
-    costs: dict[VisionTransformer, cost.Cost] = {}
+    counted: dict[VisionTransformer, costs.Cost] = {}
     for entry in ordered:
-        if entry.model not in costs:
-            costs[entry.model] = cost.count(entry.model)
+        if entry.model not in counted:
+            counted[entry.model] = costs.count(entry.model)
     top1: list[float | None] = [None] * len(ordered)
     if source is not None:
         top1 = accuracies(ordered, source, note=note)
@@ -123,13 +125,13 @@ def compare(
     if timing is not None:
         speeds = measure(ordered, timing, batch_size=batch_size, note=note)
     plain = [entry for entry in ordered if entry.is_baseline]
-    baseline = {entry.name: costs[entry.model].macs for entry in plain}
+    baseline = {entry.name: counted[entry.model].macs for entry in plain}
     return [
         Row(
             contender=entry,
             top1=accuracy,
-            parameters=costs[entry.model].parameters,
-            macs=costs[entry.model].macs,
+            parameters=counted[entry.model].parameters,
+            macs=counted[entry.model].macs,
             baseline_macs=baseline[entry.name],
             speed=speed,
         )
@@ -138,13 +140,13 @@ def compare(
 
 
 def accuracies(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     source: DataConfig,
     *,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[float | None]:
     """Top-1 of each contender in percent, None without weights; one compilation a model."""
-    mesh = partition.make_mesh(partition.MeshConfig())
+    mesh = sharding.make_mesh(sharding.MeshConfig())
     evaluators: dict[VisionTransformer, Evaluator] = {}
     found: list[float | None] = []
     for entry in entries:
@@ -154,13 +156,13 @@ def accuracies(
         note(f"evaluating {entry.name} {entry.label}")
         if entry.model not in evaluators:
             evaluators[entry.model] = Evaluator(entry.model, source, mesh, entry.params)
-        params = jax.device_put(entry.params, partition.replicated(mesh))
+        params = jax.device_put(entry.params, sharding.replicated(mesh))
         found.append(evaluators[entry.model](params)["top1"])
     return found
 
 
 def measure(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     timing: Timing,
     *,
     batch_size: int,
@@ -177,18 +179,17 @@ def measure(
             models.setdefault(entry.model, entry.weights())
         note(f"measuring {name}: {len(models)} programs, {timing.rounds} rounds")
         programs = [
-            throughput.compile_forward(model, params, batch_size)
-            for model, params in models.items()
+            timing.compile_forward(model, params, batch_size) for model, params in models.items()
         ]
-        for model, result in zip(models, throughput.measure(programs, timing), strict=True):
+        for model, result in zip(models, timing.measure(programs, timing), strict=True):
             measured[name, model] = result
     return [measured[entry.name, entry.model] for entry in entries]
 
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    contenders.define_flags()
-    contenders.define_data_flags()
+    candidate.define_flags()
+    candidate.define_data_flags()
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the computation.")
     flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
     flags.DEFINE_integer("batch_size", 32, "Images per call where speed is measured.", 1)
@@ -199,25 +200,25 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    tables.check_folder(given.output)
-    chosen = contenders.from_flags(DTYPES[given.dtype])
+    results.check_folder(given.output)
+    chosen = candidate.from_flags(DTYPES[given.dtype])
     rows = compare(
         chosen,
-        source=contenders.data_from_flags(chosen[0].model),
+        source=candidate.data_from_flags(chosen[0].model),
         timing=Timing(rounds=given.rounds) if given.measure else None,
         batch_size=given.batch_size,
         note=lambda text: print(text, file=sys.stderr, flush=True),
     )
     records = [row.record() for row in rows]
-    about = machine.describe() | {"batch_size": given.batch_size, "dtype": given.dtype}
-    remark = machine.line(about)
+    about = environment.describe() | {"batch_size": given.batch_size, "dtype": given.dtype}
+    remark = environment.line(about)
     if given.measure:
         remark = f"Batches of {given.batch_size}, {given.dtype}. {remark}"
     if given.output:
-        tables.write(records, Path(given.output) / "comparison", about, remark=remark)
-    print(f"{tables.markdown(records)}\n{remark}")
+        results.write(records, Path(given.output) / "comparison", about, remark=remark)
+    print(f"{results.markdown(records)}\n{remark}")
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

@@ -24,12 +24,12 @@ from jax.experimental import topologies
 from jax.stages import Compiled
 from ml_collections import config_flags
 
-from tdm_jax import cli
+from tdm_jax.analysis.results import Column, markdown
+from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.experiment import Experiment, load_teacher, make_experiment
-from tdm_jax.settings import parse
-from tdm_jax.tables import Column, markdown
-from tdm_jax.train_step import lower_train_step
+from tdm_jax.training.config import parse
+from tdm_jax.training.experiment import Experiment, load_teacher, make_experiment
+from tdm_jax.training.step import lower_train_step
 
 GIB = 2**30
 # Memory of one chip, from the vendor's documentation.
@@ -268,4 +268,4 @@ def _misfit(
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

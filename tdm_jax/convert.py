@@ -10,14 +10,14 @@ from pathlib import Path
 from absl import flags
 from flax import traverse_util
 
-from tdm_jax import cli
 from tdm_jax.checkpoint.export import save_safetensors
-from tdm_jax.checkpoint.names import Entry
+from tdm_jax.checkpoint.names import ParamMapping
 from tdm_jax.checkpoint.pretrained import Loaded, describe, load
+from tdm_jax.checkpoint.raw_checkpoint import read_raw_checkpoint
 from tdm_jax.checkpoint.saved_model import is_saved_model, save_model
-from tdm_jax.checkpoint.source import read_source
+from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.vit import parameter_count
+from tdm_jax.models.vit import parameter_count
 
 
 def convert(
@@ -48,7 +48,7 @@ def convert(
     _check_output(Path(output), overwrite)
     told = {"num_heads": num_heads, "image_size": image_size}
     told = {name: value for name, value in told.items() if value is not None}
-    loaded = load(read_source(source, ema=ema), **told)
+    loaded = load(read_raw_checkpoint(source, ema=ema), **told)
     if str(output).endswith(".safetensors"):
         save_safetensors(output, loaded.model, loaded.params, overwrite=overwrite)
     else:
@@ -78,7 +78,7 @@ def mapping(loaded: Loaded) -> str:
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
 
 
-def _sources(entry: Entry) -> str:
+def _sources(entry: ParamMapping) -> str:
     if len(entry.sources) == 1:
         return entry.sources[0]
     # query, key and value differ in one part of their names.
@@ -138,4 +138,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

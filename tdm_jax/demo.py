@@ -18,19 +18,22 @@ from absl import flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
-from tdm_jax import checkpoint, cli, compare, data, figure, machine, plots, report, tables
-from tdm_jax.augment import normalise
-from tdm_jax.contenders import BASELINE, Contender
+from tdm_jax import checkpoint, compare, data, report
+from tdm_jax.analysis import environment, results
+from tdm_jax.analysis.candidate import BASELINE, Candidate
+from tdm_jax.analysis.timing import Timing
+from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
+from tdm_jax.data.device_transforms import normalise
 from tdm_jax.errors import InputError
-from tdm_jax.experiment import data_config
-from tdm_jax.figure import Panel
-from tdm_jax.pictures import SourceMap
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.plotting import figure, plots
+from tdm_jax.plotting.figure import Panel
+from tdm_jax.plotting.patch_maps import SourceMap
 from tdm_jax.reduction import make_reducer
-from tdm_jax.settings import parse
-from tdm_jax.throughput import Timing
 from tdm_jax.train import train_to_end
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.training.config import parse
+from tdm_jax.training.experiment import data_config
 
 METHODS = ("random", "evit", "tdm")
 KEEP_RATES = (0.7, 0.5)
@@ -56,7 +59,7 @@ def demo(config: ConfigDict, output: Path) -> str:
     train_to_end(config, runs / BASELINE)
     trained = runs / BASELINE / "model"
     model, params = checkpoint.load_pretrained(trained)
-    contenders = [Contender(NAME, BASELINE, None, model, params)]
+    contenders = [Candidate(NAME, BASELINE, None, model, params)]
     for method, keep_rate in itertools.product(METHODS, KEEP_RATES):
         _say(f"fine-tuning with {method} at keep rate {keep_rate}")
         workdir = runs / f"{method}-{keep_rate}"
@@ -65,7 +68,7 @@ def demo(config: ConfigDict, output: Path) -> str:
         _, tuned = checkpoint.load_pretrained(workdir / "model")
         reduced = model.clone(reducer=reducer)
         for training, weights in (("off the shelf", params), ("fine-tuned", tuned)):
-            contenders.append(Contender(NAME, method, keep_rate, reduced, weights, training))
+            contenders.append(Candidate(NAME, method, keep_rate, reduced, weights, training))
 
     source = data_config(parse(config))
     _say("evaluating and measuring")
@@ -74,8 +77,11 @@ def demo(config: ConfigDict, output: Path) -> str:
     )
     records = [row.record() for row in rows]
     same = round_trip(output / "digits_timm.safetensors", model, params, source)
-    about = {"machine": machine.describe(), "note": "one seed; digits are no evidence for ImageNet"}
-    tables.write(records, output / "comparison", about=about)
+    about = {
+        "machine": environment.describe(),
+        "note": "one seed; digits are no evidence for ImageNet",
+    }
+    results.write(records, output / "comparison", about=about)
     for against in ("keep_rate", "flops", "throughput"):
         plot = plots.plot([r for r in records if r["training"] != "off the shelf"], against, NAME)
         plots.save(plot, output / f"accuracy-{against}.png")
@@ -84,9 +90,9 @@ def demo(config: ConfigDict, output: Path) -> str:
     figure.save(picture, output / "tokens.svg")
     _say("writing the report")
     shown = [entry for entry in contenders if entry.training != "off the shelf"]
-    remark = f"{machine.line(about['machine'])}; {about['note']}"
+    remark = f"{environment.line(about['machine'])}; {about['note']}"
     report.write_report(output / "report.html", shown, records, source, remark=remark)
-    return "\n".join([tables.markdown(records), same, remark])
+    return "\n".join([results.markdown(records), same, remark])
 
 
 def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float) -> ConfigDict:
@@ -113,8 +119,8 @@ def round_trip(path: Path, model: VisionTransformer, params: PyTree, source: Dat
     checkpoint.save_safetensors(path, model, params, overwrite=True)
     copy, copied = checkpoint.load_pretrained(path)
     entries = [
-        Contender(NAME, BASELINE, None, model, params),
-        Contender(NAME, BASELINE, None, copy, copied, path.name),
+        Candidate(NAME, BASELINE, None, model, params),
+        Candidate(NAME, BASELINE, None, copy, copied, path.name),
     ]
     ours, theirs = compare.accuracies(entries, source)
     if ours != theirs:
@@ -175,4 +181,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

@@ -21,14 +21,18 @@ from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from tdm_jax import cli, compare, contenders, data, machine, partition, plots, tables
-from tdm_jax.augment import normalise
-from tdm_jax.contenders import Contender
+from tdm_jax import compare, data
+from tdm_jax.analysis import candidate, environment, results
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.results import Column, Row
+from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
+from tdm_jax.data.device_transforms import normalise
 from tdm_jax.errors import InputError
-from tdm_jax.tables import Column, Row
-from tdm_jax.tokens import TokenState
-from tdm_jax.vit import Block, VisionTransformer
+from tdm_jax.models.vit import Block, VisionTransformer
+from tdm_jax.parallel import sharding
+from tdm_jax.plotting import plots
+from tdm_jax.reduction.token_state import TokenState
 
 
 def diversity(
@@ -98,10 +102,10 @@ def mean_diversity(
       limit: how many batches to read; None for all.
       mesh: devices that share a batch; None for all there are.
     """
-    mesh = partition.make_mesh(partition.MeshConfig()) if mesh is None else mesh
-    sharding, whole = partition.batch_sharding(mesh), partition.replicated(mesh)
+    mesh = sharding.make_mesh(sharding.MeshConfig()) if mesh is None else mesh
+    split_rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
-    @functools.partial(jax.jit, in_shardings=(whole, sharding), out_shardings=whole)
+    @functools.partial(jax.jit, in_shardings=(whole, split_rows), out_shardings=whole)
     def sums(params: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
         scores = block_diversity(model, params, normalise(batch["image"], source.mean, source.std))
         real = batch["mask"].astype(jnp.float32)
@@ -111,14 +115,14 @@ def mean_diversity(
     for step, batch in enumerate(data.eval_batches(source, split)):
         if step == limit:
             break
-        score, images = jax.device_get(sums(params, partition.place_batch(mesh, batch)))
+        score, images = jax.device_get(sums(params, sharding.place_batch(mesh, batch)))
         total += score
         count += float(images)
     return total / max(count, 1.0)
 
 
 def diversity_rows(
-    entries: Sequence[Contender], source: DataConfig, *, block: int = -1, limit: int | None = None
+    entries: Sequence[Candidate], source: DataConfig, *, block: int = -1, limit: int | None = None
 ) -> list[dict[str, object]]:
     """Rows of a comparison with the diversity of the tokens that leave each block.
 
@@ -152,19 +156,19 @@ def diversity_rows(
 def per_block(rows: Sequence[Row]) -> str:
     """The diversity after each block of `diversity_rows`, as Markdown."""
     depth = max(len(row["diversity_per_block"]) for row in rows)
-    named = [c for c in tables.COLUMNS if c.key in ("model", "method", "keep_rate")]
-    blocks = [Column(f"block{i + 1}", f"Block {i + 1}", tables.significant) for i in range(depth)]
+    named = [c for c in results.COLUMNS if c.key in ("model", "method", "keep_rate")]
+    blocks = [Column(f"block{i + 1}", f"Block {i + 1}", results.significant) for i in range(depth)]
     values = [
         {**row, **{f"block{i + 1}": score for i, score in enumerate(row["diversity_per_block"])}}
         for row in rows
     ]
-    return tables.markdown(values, [*named, *blocks])
+    return results.markdown(values, [*named, *blocks])
 
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    contenders.define_flags()
-    contenders.define_data_flags()
+    candidate.define_flags()
+    candidate.define_data_flags()
     flags.DEFINE_integer("block", -1, "Block whose tokens are plotted, from 0; -1 is the last.")
     flags.DEFINE_integer("batches", None, "Batches that the diversity is averaged over.", 1)
     flags.DEFINE_string("output", "", "Folder for the tables and the plot.")
@@ -173,23 +177,23 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    tables.check_folder(given.output)
-    entries = contenders.from_flags()
-    source = contenders.data_from_flags(entries[0].model)
+    results.check_folder(given.output)
+    entries = candidate.from_flags()
+    source = candidate.data_from_flags(entries[0].model)
     if source is None:
         raise InputError("diversity is measured on images; expected --data; got none")
     print(f"scoring {len(entries)} contenders on {source.name}", file=sys.stderr, flush=True)
     rows = diversity_rows(entries, source, block=given.block, limit=given.batches)
-    remark = f"{per_block(rows)}\n{machine.line(machine.describe())}"
+    remark = f"{per_block(rows)}\n{environment.line(environment.describe())}"
     if given.output:
         stem = Path(given.output) / "diversity"
-        tables.write(rows, stem, machine.describe() | {"block": given.block}, remark=remark)
+        results.write(rows, stem, environment.describe() | {"block": given.block}, remark=remark)
         figure = plots.plot(rows, "diversity")
         for suffix in (".svg", ".png"):
             plots.save(figure, f"{stem}{suffix}")
-    print(f"{tables.markdown(rows)}\n{remark}")
+    print(f"{results.markdown(rows)}\n{remark}")
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

@@ -22,20 +22,24 @@ from jaxtyping import PyTree
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tdm_jax import cli, cost, data, experiment, machine, metrics, partition, tables
+from tdm_jax import data
+from tdm_jax.analysis import costs, environment, results
+from tdm_jax.analysis.candidate import parse_method
+from tdm_jax.analysis.results import COLUMNS, Column
 from tdm_jax.checkpoint import Store, load_pretrained
-from tdm_jax.contenders import parse_method
+from tdm_jax.cli import start
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
-from tdm_jax.losses import NO_DISTILLATION
-from tdm_jax.partition import MeshConfig
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel import sharding
+from tdm_jax.parallel.sharding import MeshConfig
 from tdm_jax.reduction import Reducer, StageReducer
-from tdm_jax.settings import Settings, parse
-from tdm_jax.tables import COLUMNS, Column
-from tdm_jax.train_step import lower_eval_step
-from tdm_jax.vit import VisionTransformer
-from tdm_jax.workdir import CHECKPOINTS, settings_of
+from tdm_jax.training import experiment, metrics
+from tdm_jax.training.config import Settings, parse
+from tdm_jax.training.losses import NO_DISTILLATION
+from tdm_jax.training.step import lower_eval_step
+from tdm_jax.training.workdir import CHECKPOINTS, settings_of
 
 
 class Evaluator:
@@ -62,7 +66,7 @@ class Evaluator:
         """Top-1 and top-5 in percent, mean loss, number of examples and images per second.
 
         Args:
-          params: of the model, laid out as `partition.state_shardings` says.
+          params: of the model, laid out as `sharding.state_shardings` says.
           split: "validation" or "train".
           bar: label of a progress bar; none without one.
         """
@@ -82,7 +86,7 @@ class Evaluator:
     def _sums(self, params: PyTree, batches: tqdm) -> Iterator[dict]:
         previous = None
         for batch in batches:
-            sums = self._step(params, partition.place_batch(self._mesh, batch))
+            sums = self._step(params, sharding.place_batch(self._mesh, batch))
             # One batch ahead: the device works while the host decodes.
             if previous is not None:
                 yield jax.device_get(previous)
@@ -121,9 +125,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """One row of the result: accuracy, loss and cost of a model on the validation split."""
     evaluator = Evaluator(model, source, mesh, params)
-    params = jax.device_put(params, partition.state_shardings(mesh, params))
+    params = jax.device_put(params, sharding.state_shardings(mesh, params))
     found = evaluator(params, bar=method)
-    costs = cost.count(model)
+    cost = costs.count(model)
     reducer = model.reducer
     return {
         "model": name,
@@ -133,9 +137,9 @@ def evaluate(
         "top5_percent": found["top5"],
         "loss": found["loss"],
         "examples": int(found["count"]),
-        "parameters": costs.parameters,
-        "macs": costs.macs,
-        "tokens": costs.tokens,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "tokens": cost.tokens,
         "evaluated_images_per_second": found["images_per_second"],
     }
 
@@ -185,7 +189,7 @@ def main() -> None:
     given = flags.FLAGS
     path = epath.Path(given.checkpoint)
     settings = settings_of(path)
-    mesh = partition.make_mesh(MeshConfig())
+    mesh = sharding.make_mesh(MeshConfig())
     methods = _reducers(settings)
     if settings is None:
         model, params = load_pretrained(path, methods[0][1], ema=given.ema)
@@ -196,10 +200,13 @@ def main() -> None:
         evaluate(path.name, name, model.clone(reducer=reducer), params, source, mesh)
         for name, reducer in methods
     ]
-    print(tables.markdown(rows, COLUMNS_SHOWN), end="")
+    print(results.markdown(rows, COLUMNS_SHOWN), end="")
     if given.output:
-        about = machine.describe() | {"checkpoint": str(path), "data": dataclasses.asdict(source)}
-        write_text(given.output, tables.to_json(rows, about))
+        about = environment.describe() | {
+            "checkpoint": str(path),
+            "data": dataclasses.asdict(source),
+        }
+        write_text(given.output, results.to_json(rows, about))
 
 
 def _reducers(settings: Settings | None) -> list[tuple[str, Reducer]]:
@@ -249,4 +256,4 @@ def _number(text: str, kind: type, flag: str) -> Any:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

@@ -27,19 +27,22 @@ from absl import flags
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from tdm_jax import cli, contenders, data, machine, palette, plots, series, tables
-from tdm_jax.augment import normalise
+from tdm_jax import data
+from tdm_jax.analysis import candidate, environment, results
+from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.results import Column
+from tdm_jax.analysis.timing import Timing
+from tdm_jax.cli import start
 from tdm_jax.compare import compare
-from tdm_jax.contenders import Contender, with_baselines
 from tdm_jax.data import DataConfig, transforms
+from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.images import CorruptImage, open_image
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
-from tdm_jax.pictures import DROPPED, SourceMap, as_rgb
-from tdm_jax.tables import Column
-from tdm_jax.throughput import Timing
-from tdm_jax.tokens import CLUSTER, FUSED, KEPT, MATCHED
-from tdm_jax.vit import Info
+from tdm_jax.models.vit import Info
+from tdm_jax.plotting import colors, curves, plots
+from tdm_jax.plotting.patch_maps import DROPPED, SourceMap, as_rgb
+from tdm_jax.reduction.token_state import TokenKind
 
 _PLOTS = {
     "keep_rate": "Top-1 accuracy against keep rate",
@@ -53,7 +56,7 @@ _TOP = 3
 
 def write_report(
     path: str | Path,
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     records: Sequence[Mapping[str, Any]],
     source: DataConfig,
     *,
@@ -96,21 +99,21 @@ def write_report(
 
 
 def html_table(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[Column] = tables.COLUMNS
+    records: Sequence[Mapping[str, Any]], columns: Sequence[Column] = results.COLUMNS
 ) -> str:
     """The rows as an HTML table, every cell escaped; a model that all share is its caption."""
-    shown = [c for c in columns if any(tables.known(row.get(c.key)) for row in records)]
+    shown = [c for c in columns if any(results.known(row.get(c.key)) for row in records)]
     models = {row.get("model") for row in records}
     caption = ""
-    if len(models) == 1 and tables.known(model := models.pop()):
+    if len(models) == 1 and results.known(model := models.pop()):
         shown = [c for c in shown if c.key != "model"]
         caption = f"<caption>{html.escape(model)}</caption>"
 
     def cell(row: Mapping[str, Any], column: Column) -> str:
         value = row.get(column.key)
-        text = (column.show or str)(value) if tables.known(value) else tables.UNKNOWN
+        text = (column.show or str)(value) if results.known(value) else results.UNKNOWN
         spread = row.get(column.spread) if column.spread else None
-        if tables.known(spread) and column.show is not None:
+        if results.known(spread) and column.show is not None:
             ends = [column.show(end) for end in np.atleast_1d(spread)]
             small = f"± {ends[0]}" if len(ends) == 1 else f"{ends[0]} to {ends[1]}"
             text = f"{html.escape(text)} <small>{html.escape(small)}</small>"
@@ -132,8 +135,8 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each plot that the rows suffice for, as inline SVG."""
     found = []
     for axis, name in _PLOTS.items():
-        key = series.AXES[axis].key
-        enough = [r for r in records if all(tables.known(r.get(k)) for k in (key, "top1_percent"))]
+        key = curves.AXES[axis].key
+        enough = [r for r in records if all(results.known(r.get(k)) for k in (key, "top1_percent"))]
         if not enough:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +172,7 @@ def _pick(source: DataConfig, count: int) -> tuple[UInt8[np.ndarray, "b h w c"],
 
 
 def explorer(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     pixels: UInt8[np.ndarray, "b h w c"],
     labels: Sequence[int],
     source: DataConfig,
@@ -205,7 +208,7 @@ def explorer(
         "grid": list(model.shape.grid),
         "size": list(pixels.shape[1:3]),
         "classes": {str(i): classes[i] for i in _mentioned(methods, labels)},
-        "colours": [palette.hex_code(shade.rgb) for shade in palette.SHADES],
+        "colours": [colors.hex_code(shade.rgb) for shade in colors.SHADES],
         "images": [
             {"url": _url(image), "label": label}
             for image, label in zip(pixels, labels, strict=True)
@@ -239,16 +242,22 @@ def _seen(info: Info, shares: np.ndarray, index: int, grid: tuple[int, int]) -> 
 def _stage(source: SourceMap) -> dict[str, Any]:
     """One source map: each patch's token and kind, and a colour for each group."""
     kinds = source.patch_kind
-    coloured = np.isin(kinds, (MATCHED, CLUSTER, FUSED))
+    coloured = np.isin(kinds, (TokenKind.MATCHED, TokenKind.CLUSTER, TokenKind.FUSED))
     tokens, places = np.unique(source.assign[coloured], return_inverse=True)
     labels = np.full(len(kinds), -1)
     labels[coloured] = places
-    shades = palette.share_out(palette.neighbours(labels.reshape(source.grid), len(tokens)))
+    shades = colors.share_out(colors.neighbours(labels.reshape(source.grid), len(tokens)))
     colour = np.full(len(kinds), -1)
     if shades:
-        number = np.array([palette.SHADES.index(shade) for shade in shades])
+        number = np.array([colors.SHADES.index(shade) for shade in shades])
         colour[coloured] = number[places]
-    letters = {KEPT: "k", MATCHED: "m", CLUSTER: "c", FUSED: "c", DROPPED: "d"}
+    letters = {
+        TokenKind.KEPT: "k",
+        TokenKind.MATCHED: "m",
+        TokenKind.CLUSTER: "c",
+        TokenKind.FUSED: "c",
+        DROPPED: "d",
+    }
     return {
         "tokens": source.tokens,
         "token": _packed(source.assign),
@@ -271,8 +280,8 @@ def _url(image: UInt8[np.ndarray, "h w c"]) -> str:
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    contenders.define_flags()
-    contenders.define_data_flags()
+    candidate.define_flags()
+    candidate.define_data_flags()
     flags.DEFINE_string("rows", "", "comparison.json or sweep.json for table and plots; else made.")
     flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
     flags.DEFINE_integer("batch_size", 32, "Images per call where speed is measured.", 1)
@@ -286,8 +295,8 @@ def main() -> None:
     given = flags.FLAGS
     if Path(given.output).is_dir():
         raise InputError(f"--output: expected a file's name; got the folder {given.output}")
-    entries = contenders.from_flags()
-    source = contenders.data_from_flags(entries[0].model)
+    entries = candidate.from_flags()
+    source = candidate.data_from_flags(entries[0].model)
     if source is None:
         raise InputError("the explorer needs images; expected --data; got none")
     if given.rows:
@@ -300,7 +309,7 @@ def main() -> None:
             batch_size=given.batch_size,
             note=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        records, remark = [row.record() for row in rows], machine.line(machine.describe())
+        records, remark = [row.record() for row in rows], environment.line(environment.describe())
     write_report(
         given.output,
         entries,
@@ -322,4 +331,4 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

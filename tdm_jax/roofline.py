@@ -2,7 +2,7 @@
 
 A device needs at least `operations / peak` to compute and `bytes / bandwidth` to move; the larger
 of the two bounds a forward pass from below (Williams et al., "Roofline", CACM 2009). Operations are
-two a multiply-add (`cost.multiply_adds`). Bytes are what a well-fused program moves: the weights
+two a multiply-add (`costs.multiply_adds`). Bytes are what a well-fused program moves: the weights
 once a batch; and for each token what the linear maps and the attention of a block read and write,
 with norms, GELU and residual sums fused into them, and no n x n map.
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from absl import flags
 
-from tdm_jax import cli, contenders, cost, tables
-from tdm_jax.contenders import Contender, with_baselines
-from tdm_jax.tables import Column, significant
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.analysis import candidate, costs, results
+from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.results import Column, significant
+from tdm_jax.cli import start
+from tdm_jax.models.vit import VisionTransformer
 
 COLUMNS = (
-    *(c for c in tables.COLUMNS if c.key in ("model", "method", "keep_rate")),
+    *(c for c in results.COLUMNS if c.key in ("model", "method", "keep_rate")),
     Column("operations", "GFLOP/image", lambda v: significant(v / 1e9)),
     Column("bytes", "MB/image", lambda v: significant(v / 1e6)),
     Column("intensity", "FLOP/byte", significant),
@@ -48,11 +49,11 @@ def moved_bytes(model: VisionTransformer, batch_size: int, itemsize: int) -> flo
         total += (block.attention + prefix) * 11 * d
         # Each map of the MLP: in and out; the residual.
         total += (block.mlp + prefix) * (3 * d + 2 * hidden)
-    return itemsize * (total + cost.parameters(model) / batch_size)
+    return itemsize * (total + costs.parameters(model) / batch_size)
 
 
 def roofline(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     *,
     batch_size: int,
     itemsize: int,
@@ -71,7 +72,7 @@ def roofline(
     rows: list[dict[str, Any]] = []
     base = 0.0
     for entry in with_baselines(entries):
-        operations = 2 * cost.multiply_adds(entry.model)
+        operations = 2 * costs.multiply_adds(entry.model)
         moved = moved_bytes(entry.model, batch_size, itemsize)
         compute, memory = operations / peak, moved / bandwidth
         rate = 1 / max(compute, memory)
@@ -94,7 +95,7 @@ def roofline(
 
 def define_flags() -> None:
     """The command's flags."""
-    contenders.define_flags(
+    candidate.define_flags(
         models=[f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")], methods=["tdm"]
     )
     flags.DEFINE_integer("batch_size", 256, "Images of a forward pass.", 1)
@@ -109,17 +110,17 @@ def main() -> None:
     given = flags.FLAGS
     about = {key: given[key].value for key in ("batch_size", "itemsize", "tflops", "gbs")}
     rows = roofline(
-        contenders.from_flags(),
+        candidate.from_flags(),
         batch_size=given.batch_size,
         itemsize=given.itemsize,
         peak=1e12 * given.tflops,
         bandwidth=1e9 * given.gbs,
     )
     if given.output:
-        tables.write(rows, Path(given.output) / "roofline", about, columns=COLUMNS)
-    print(tables.markdown(rows, COLUMNS))
+        results.write(rows, Path(given.output) / "roofline", about, columns=COLUMNS)
+    print(results.markdown(rows, COLUMNS))
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

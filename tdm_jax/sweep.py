@@ -27,16 +27,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tdm_jax import cli, contenders, experiment, machine, plots, settings, tables
+from tdm_jax.analysis import candidate, environment, results
+from tdm_jax.analysis.candidate import Candidate, parse_method, with_baselines
+from tdm_jax.analysis.timing import Timing
+from tdm_jax.cli import start
 from tdm_jax.compare import accuracies, compare
-from tdm_jax.contenders import Contender, parse_method, with_baselines
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import check_fits
 from tdm_jax.files import write_text
+from tdm_jax.plotting import plots
 from tdm_jax.reduction import StageReducer
-from tdm_jax.throughput import Timing
 from tdm_jax.train import train_to_end
+from tdm_jax.training import config, experiment
 
 OFF_THE_SHELF, FINE_TUNED = "off the shelf", "fine-tuned"
 
@@ -50,7 +53,7 @@ class Point:
       seed: of its training; None off the shelf.
     """
 
-    entry: Contender
+    entry: Candidate
     seed: int | None = None
 
     @property
@@ -69,7 +72,7 @@ class Point:
 
 
 def sweep(
-    entries: Sequence[Contender],
+    entries: Sequence[Candidate],
     source: DataConfig,
     output: Path,
     *,
@@ -84,7 +87,7 @@ def sweep(
       entries: who takes part; the unreduced model is added, and trained as the others are.
       source: what to evaluate on.
       output: folder; one sweep's.
-      config: of the training of each point (see `settings.Settings`), which starts from the
+      config: of the training of each point (see `config.Settings`), which starts from the
         contender's checkpoint; None for off the shelf alone.
       seeds: trainings of each point; their accuracies are averaged.
       timing: how long to measure the speed; None for no measurement.
@@ -124,7 +127,7 @@ def sweep(
     return rows
 
 
-def fine_tuning(config: ConfigDict, entry: Contender, seed: int) -> ConfigDict:
+def fine_tuning(config: ConfigDict, entry: Candidate, seed: int) -> ConfigDict:
     """The configuration of one point's training: that of the sweep, from the entry's checkpoint."""
     config = ConfigDict(config.to_dict())
     name, own = parse_method(entry.method)
@@ -163,7 +166,7 @@ def _claim(output: Path, source: DataConfig, config: ConfigDict | None) -> None:
     if config is not None:
         mine["training"] = config.to_dict()
     mine = json.loads(json.dumps(mine, default=str))
-    path = output / "settings.json"
+    path = output / "config.json"
     theirs: Mapping[str, Any] = {}
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -181,8 +184,8 @@ def _claim(output: Path, source: DataConfig, config: ConfigDict | None) -> None:
 
 
 def _write(rows: Sequence[dict[str, Any]], output: Path, batch_size: int) -> None:
-    about = machine.describe() | {"batch_size": batch_size}
-    tables.write(rows, output / "sweep", about, remark=machine.line(about))
+    about = environment.describe() | {"batch_size": batch_size}
+    results.write(rows, output / "sweep", about, remark=environment.line(about))
     axes = ["keep_rate", "flops"] + ["throughput"] * ("images_per_second" in rows[0])
     for training in dict.fromkeys(row["training"] for row in rows):
         of_this = [row for row in rows if row["training"] == training]
@@ -194,8 +197,8 @@ def _write(rows: Sequence[dict[str, Any]], output: Path, batch_size: int) -> Non
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    contenders.define_flags()
-    contenders.define_data_flags()
+    candidate.define_flags()
+    candidate.define_data_flags()
     config_flags.DEFINE_config_file("config", None, "Training of each point; none without one.")
     flags.DEFINE_list("seeds", ["0"], "One training of each point for each of these.")
     flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
@@ -208,13 +211,13 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     given = flags.FLAGS
-    tables.check_folder(given.output)
-    entries = contenders.from_flags()
-    source = contenders.data_from_flags(entries[0].model)
+    results.check_folder(given.output)
+    entries = candidate.from_flags()
+    source = candidate.data_from_flags(entries[0].model)
     if given.config is not None:
         if source is not None:
             raise InputError("the data of a training are its own; expected --data or --config")
-        source = experiment.data_config(settings.parse(given.config))
+        source = experiment.data_config(config.parse(given.config))
     if source is None:
         raise InputError("a sweep needs data; expected --data or --config; got none")
     rows = sweep(
@@ -222,15 +225,15 @@ def main() -> None:
         source,
         Path(given.output),
         config=given.config,
-        seeds=[contenders.number(text, int, "seeds") for text in given.seeds],
+        seeds=[candidate.number(text, int, "seeds") for text in given.seeds],
         timing=Timing(rounds=given.rounds) if given.measure else None,
         batch_size=given.batch_size,
     )
     print(
-        f"{tables.markdown(rows)}\n{machine.line(machine.describe())}\nWritten to {given.output}/"
+        f"{results.markdown(rows)}\n{environment.line(environment.describe())}\nWritten to {given.output}/"
     )
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

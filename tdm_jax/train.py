@@ -21,16 +21,18 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
-from tdm_jax import cli, data, distributed, partition
+from tdm_jax import data
 from tdm_jax.checkpoint import Store, describe, save_model
+from tdm_jax.cli import start
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.experiment import Experiment, initial_params, load_teacher, make_experiment
-from tdm_jax.preemption import Preemption
-from tdm_jax.progress import Progress
-from tdm_jax.settings import parse
-from tdm_jax.train_step import Metrics, TrainState, init_state, lower_train_step
-from tdm_jax.workdir import (
+from tdm_jax.parallel import distributed, sharding
+from tdm_jax.parallel.preemption import Preemption
+from tdm_jax.training.config import parse
+from tdm_jax.training.experiment import Experiment, initial_params, load_teacher, make_experiment
+from tdm_jax.training.metric_writer import Progress
+from tdm_jax.training.step import Metrics, TrainState, init_state, lower_train_step
+from tdm_jax.training.workdir import (
     CHECKPOINTS,
     MODEL,
     MODEL_EMA,
@@ -105,14 +107,14 @@ class _Run:
     ) -> None:
         self.experiment, self.mesh, self.workdir, self.store = experiment, mesh, workdir, store
         abstract = experiment.abstract_state()
-        self.shardings = partition.state_shardings(mesh, abstract)
+        self.shardings = sharding.state_shardings(mesh, abstract)
         self.abstract = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             abstract,
             self.shardings,
         )
         self.teacher_params = jax.device_put(
-            teacher_params, partition.state_shardings(mesh, teacher_params)
+            teacher_params, sharding.state_shardings(mesh, teacher_params)
         )
         self.state = self._restored() or self._fresh()
         self.profiling = False
@@ -155,7 +157,7 @@ class _Run:
         if update is not self.update:
             self._switch(update, keep_rate, number)
         self._profile(number)
-        placed = partition.place_batch(self.mesh, batch)
+        placed = sharding.place_batch(self.mesh, batch)
         self.state, values = update(self.state, placed, self.teacher_params)
         # At most one step in flight beside this one: the host must not run away.
         jax.block_until_ready(self.previous)
@@ -249,7 +251,7 @@ class _Run:
 
     def _save_models(self) -> None:
         """Writes the trained weights, and their average if there is one, for `load_pretrained`."""
-        whole = jax.jit(lambda tree: tree, out_shardings=partition.replicated(self.mesh))
+        whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
         trees = {MODEL: self.state.params}
         if self.experiment.recipe.ema_decay > 0.0:
             trees[MODEL_EMA] = self.state.ema
@@ -312,4 +314,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

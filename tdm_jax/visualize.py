@@ -23,17 +23,19 @@ from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from tdm_jax import cli, contenders, figure, tables
-from tdm_jax.augment import normalise
-from tdm_jax.contenders import Contender
+from tdm_jax.analysis import candidate, results
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.cli import start
 from tdm_jax.data import DataConfig, make_config, open_source
+from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.images import CorruptImage, open_image
 from tdm_jax.data.sources import IMAGE_SUFFIXES
 from tdm_jax.data.transforms import EvalTransform
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.figure import Figure, Panel
-from tdm_jax.pictures import SourceMap
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.plotting import figure
+from tdm_jax.plotting.figure import Figure, Panel
+from tdm_jax.plotting.patch_maps import SourceMap
 
 # What the paper's first figure sets beside a method, as columns of their own.
 POLES = {"importance only": "tdm/preset=importance", "diversity only": "tdm/preset=diversity"}
@@ -87,11 +89,11 @@ def draw(picture: Picture, columns: Sequence[Column], cell: int = 224) -> Figure
 
 
 def source_maps(
-    entries: Sequence[tuple[str, Contender]], source: DataConfig, pictures: Sequence[Picture]
+    entries: Sequence[tuple[str, Candidate]], source: DataConfig, pictures: Sequence[Picture]
 ) -> Iterator[tuple[Picture, list[Column]]]:
     """Runs each image through each labelled contender; one compilation each."""
 
-    def stages(entry: Contender):
+    def stages(entry: Candidate):
         def run(params, image):
             _, info = entry.model.apply(params, image, return_info=True)
             return info.stages
@@ -202,7 +204,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "pictures", "Folder for the figures.")
 
 
-def entries_from_flags() -> list[tuple[str, Contender]]:
+def entries_from_flags() -> list[tuple[str, Candidate]]:
     """The labelled methods of the figure, the poles first.
 
     Raises:
@@ -216,7 +218,7 @@ def entries_from_flags() -> list[tuple[str, Contender]]:
     loaded = {}
     entries = []
     for label, method in wanted.items():
-        one = contenders.contender(
+        one = candidate.contender(
             given.checkpoint, method, given.keep_rate, layers=layers, loaded=loaded, **overrides
         )
         if one.params is None:
@@ -245,7 +247,7 @@ def data_from_flags(model: VisionTransformer) -> DataConfig:
         if getattr(given, name) is not None:
             settings[name] = _numbers(name, getattr(given, name), float)
     if given.data:
-        contenders.check_channels(model, given.data)
+        candidate.check_channels(model, given.data)
         return make_config(name=given.data, data_dir=given.data_dir, **settings)
     # The whole image, as far as its shape allows.
     return make_config(name="folder", data_dir=given.images, crop_pct=1.0, **settings)
@@ -269,7 +271,7 @@ def main() -> None:
     """The command."""
     given = flags.FLAGS
     output = Path(given.output)
-    tables.check_folder(output)
+    results.check_folder(output)
     for name in given.formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
@@ -291,4 +293,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

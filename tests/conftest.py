@@ -17,4 +17,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 from jaxtyping import install_import_hook
 
-install_import_hook("tdm_jax", "typechecker.checked")
+import tests.typechecker  # noqa: F401  (the hook names it, and imports its package alone)
+
+install_import_hook("tdm_jax", "tests.typechecker.checked")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from tdm_jax import benchmark as bench
-from tdm_jax import cost, create_model, make_reducer, throughput
+from tdm_jax import create_model, make_reducer
+from tdm_jax.analysis import costs, timing
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.timing import Timing
 from tdm_jax.benchmark import benchmark
-from tdm_jax.contenders import Contender
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.sliced import Sliced
-from tdm_jax.throughput import Timing
 
 TINY = {
     "image_size": 16,
@@ -30,7 +31,7 @@ QUICK = Timing(rounds=2, min_seconds=0.0, warmup=1)
 
 def tiny(method="topk", rate=0.5):
     model = create_model("vit", make_reducer(method, keep_rate=rate, layers=(1,)), **TINY)
-    return Contender("tiny", method, rate, model)
+    return Candidate("tiny", method, rate, model)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_rows_come_with_their_baseline(rows):
     ]
     for base, reduced in (rows[:2], rows[2:]):
         assert base["speedup"] == 1.0
-        assert base["verdict"] == throughput.BASELINE
+        assert base["verdict"] == timing.BASELINE
         assert "reduction_share" not in base
         assert reduced["reduction_share"] < 1
 
@@ -62,7 +63,7 @@ def test_figures_follow_from_each_other(rows):
         low, high = row["latency_quartiles"]
         assert low <= row["latency_seconds"] <= high
     forward = rows[1]
-    macs = cost.count(tiny().model, convention="matmul").macs
+    macs = costs.count(tiny().model, convention="matmul").macs
     expected = 2 * macs * forward["images_per_second"]
     assert forward["flops_per_second"] == pytest.approx(expected)
     # A training step holds gradients and moments too.
@@ -86,7 +87,7 @@ def test_a_twin_has_the_counts_of_its_method(method):
     images = jnp.ones((2, 16, 16, 1))
     params = jax.jit(twin.init)(jax.random.key(0), images)
     _, info = jax.jit(lambda p, x: twin.apply(p, x, return_info=True))(params, images)
-    assert info.tokens == tuple(block.out for block in model.schedule)
+    assert info.token_counts == tuple(block.out for block in model.schedule)
     # The first tokens, in their order: nothing was looked at.
     kept = np.asarray(info.assign)
     assert (kept[0] == kept[1]).all()
@@ -97,7 +98,7 @@ def test_running_out_of_memory_is_a_row(monkeypatch):
     def make(model, params, batch_size):
         if batch_size > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
-        return throughput.compile_forward(model, params, batch_size)
+        return timing.compile_forward(model, params, batch_size)
 
     monkeypatch.setitem(bench._PROGRAMS, "forward", make)
     found = benchmark(

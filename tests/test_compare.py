@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tdm_jax import compare as comparison
-from tdm_jax import contenders, cost, create_model, data, throughput
+from tdm_jax import create_model, data
+from tdm_jax.analysis import costs, timing
+from tdm_jax.analysis.candidate import Candidate, contender, parse_method, with_baselines
+from tdm_jax.analysis.timing import Timing
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.compare import compare
-from tdm_jax.contenders import Contender, contender, parse_method, with_baselines
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import REDUCERS, StageReducer
-from tdm_jax.throughput import Timing
 
 TINY = {
     "image_size": 28,
@@ -34,12 +35,12 @@ QUICK = Timing(rounds=2, min_seconds=0.0, warmup=1)
 def plain():
     model = create_model("vit", **TINY)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    return Contender("tiny", "none", None, model, params)
+    return Candidate("tiny", "none", None, model, params)
 
 
 def with_method(plain, method, keep_rate):
     model = create_model("vit", method, keep_rate, layers=(1,), **TINY)
-    return Contender(plain.name, method, keep_rate, model, plain.params)
+    return Candidate(plain.name, method, keep_rate, model, plain.params)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,9 @@ def test_rows_with_data_and_measurement(plain):
     entries = [plain, with_method(plain, "topk", 0.5), with_method(plain, "topk", 1.0)]
     source = data.make_config(name="digits", eval_batch_size=256)
     base, half, whole = compare(entries, source=source, timing=QUICK, batch_size=2)
-    assert base.verdict == throughput.BASELINE
+    assert base.verdict == timing.BASELINE
     assert base.speed.speedup.median == 1.0
-    assert half.macs == cost.count(half.contender.model).macs < base.macs
+    assert half.macs == costs.count(half.contender.model).macs < base.macs
     assert half.record()["speedup"] == half.speed.speedup.median > 0
     # Every baseline stands beside its contenders: the same rounds, the same machine.
     assert half.speed.baseline == base.speed.baseline
@@ -93,7 +94,7 @@ def test_rows_with_data_and_measurement(plain):
 
 def test_contenders_of_one_model_share_a_measurement(plain):
     reduced = with_method(plain, "topk", 0.5)
-    tuned = Contender("tiny", "topk", 0.5, reduced.model, plain.params, "fine-tuned")
+    tuned = Candidate("tiny", "topk", 0.5, reduced.model, plain.params, "fine-tuned")
     said = []
     speeds = comparison.measure([plain, reduced, tuned], QUICK, batch_size=1, note=said.append)
     assert speeds[1] is speeds[2]
@@ -153,7 +154,7 @@ def test_bad_input(wrong, message):
 
 def test_data_of_other_classes_are_refused(plain):
     other = create_model("vit", **{**TINY, "num_classes": 7})
-    entry = Contender("other", "none", None, other, plain.params)
+    entry = Candidate("other", "none", None, other, plain.params)
     with pytest.raises(InputError, match="digits has 10 classes; the model has 7"):
         compare([entry], source=data.make_config(name="digits"))
 
@@ -205,7 +206,7 @@ def test_the_command_fails_in_one_line(flags, message):
 
 
 def test_no_method_is_known_by_name():
-    for module in (comparison, contenders, throughput):
+    for module in (comparison, candidate, timing):
         with open(module.__file__, encoding="utf-8") as file:
             code = file.read().partition('"""\n\n')[2].split("def define_flags")[0]
         for name in ("tdm", "evit", "tome", "topk", "random"):

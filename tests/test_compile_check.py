@@ -9,8 +9,8 @@ import pytest
 
 from tdm_jax import compile_check
 from tdm_jax.errors import InputError
-from tdm_jax.experiment import make_experiment
-from tdm_jax.settings import parse
+from tdm_jax.training.config import parse
+from tdm_jax.training.experiment import make_experiment
 
 ROOT = Path(__file__).parents[1]
 TEXT = """
@@ -42,7 +42,7 @@ def test_collectives_are_read_from_the_program():
 
 
 CONFIG = """
-from tdm_jax.settings import default_config
+from tdm_jax.training.config import default_config
 
 def get_config():
     config = default_config(name="tfds:imagenet2012", batch_size=16, image_size=32)

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from tdm_jax import optim
 from tdm_jax.data import make_config
-from tdm_jax.experiment import reducer_of
-from tdm_jax.keep_rate import phases
-from tdm_jax.settings import parse
+from tdm_jax.training import optim
+from tdm_jax.training.config import parse
+from tdm_jax.training.experiment import reducer_of
+from tdm_jax.training.keep_rate_schedule import phases
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 EXPERIMENTS = [name for name in NAMES if name != "deit"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tdm_jax import create_model, data, diversity
-from tdm_jax.contenders import Contender
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.results import significant
 from tdm_jax.diversity import block_diversity, diversity_rows, mean_diversity, per_block
 from tdm_jax.errors import InputError
-from tdm_jax.tables import significant
 
 
 def loop(z):
@@ -96,7 +96,7 @@ def test_mean_over_a_data_set_counts_each_image_once(tiny):
 
 
 def test_rows_have_the_unreduced_model_and_every_block(tiny):
-    entry = Contender("tiny", "topk", 0.5, *tiny)
+    entry = Candidate("tiny", "topk", 0.5, *tiny)
     source = data.make_config(name="digits", eval_batch_size=200)
     rows = diversity_rows([entry], source, limit=1, block=1)
     assert [row["method"] for row in rows] == ["none", "topk"]

@@ -42,7 +42,7 @@ def test_the_method_in_contributing_is_one(monkeypatch):
         params = jax.jit(model.init)(jax.random.key(1), images)
         apply = jax.jit(lambda p, x, model=model: model.apply(p, x, return_info=True))
         _, info = apply(params, images)
-        assert info.tokens == (16, 8, 8)
+        assert info.token_counts == (16, 8, 8)
         assert (info.assign >= 0).all() == name.endswith("tdm")
 
 
@@ -59,7 +59,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     )
     namespace = {"images": jnp.zeros((1, 224, 224, 3))}
     exec(compile(text, "README.md", "exec"), namespace)
-    assert namespace["info"].tokens[3] == 138
+    assert namespace["info"].token_counts[3] == 138
     assert namespace["dense"].shape == (1, 196, 64)
     assert namespace["logits"].shape == (1, 1000)
     assert namespace["cost"].macs < 4_603_567_752

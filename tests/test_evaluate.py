@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tdm_jax import partition
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError
 from tdm_jax.evaluate import Evaluator
-from tdm_jax.models import create_model
-from tdm_jax.partition import MeshConfig
+from tdm_jax.models.registry import create_model
+from tdm_jax.parallel import sharding
+from tdm_jax.parallel.sharding import MeshConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ def params(model):
 def test_every_example_counts_once_whatever_the_batch_size(model, params):
     results = []
     for batch, devices in ((360, 1), (50, 8), (7, 1), (1000, 8)):
-        mesh = partition.make_mesh(MeshConfig(), jax.devices()[:devices])
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
         source = make_config(name="digits", eval_batch_size=batch)
         results.append(Evaluator(model, source, mesh, params)(params))
     assert results[0]["count"] == 360
@@ -70,7 +70,7 @@ def test_other_data_than_the_models(settings, message, model, params, tmp_path):
     given = {"name": "digits"} | shape | settings
     if given["name"] == "folder":
         given["data_dir"] = str(tmp_path)
-    mesh = partition.make_mesh(MeshConfig())
+    mesh = sharding.make_mesh(MeshConfig())
     with pytest.raises(InputError, match=message):
         Evaluator(model, make_config(given), mesh, params)
 

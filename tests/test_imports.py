@@ -56,11 +56,11 @@ def test_leaves_import_no_siblings(leaf):
 @pytest.mark.parametrize(
     ("below", "above"),
     [
-        ("tdm_jax.reduction", "tdm_jax.vit"),
-        ("tdm_jax.vit", "tdm_jax.models"),
-        ("tdm_jax.data", "tdm_jax.train_step"),
-        ("tdm_jax.checkpoint", "tdm_jax.train_step"),
-        ("tdm_jax.train_step", "tdm_jax.train"),
+        ("tdm_jax.reduction", "tdm_jax.models.vit"),
+        ("tdm_jax.models.vit", "tdm_jax.models"),
+        ("tdm_jax.data", "tdm_jax.training.step"),
+        ("tdm_jax.checkpoint", "tdm_jax.training.step"),
+        ("tdm_jax.training.step", "tdm_jax.train"),
     ],
 )
 def test_lower_layers_do_not_know_higher_ones(below, above):

@@ -3,17 +3,17 @@
 import json
 import re
 
-import chromium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tdm_jax import create_model, data, report
-from tdm_jax.contenders import Contender, contender
+from tdm_jax.analysis.candidate import Candidate, contender
 from tdm_jax.errors import InputError
-from tdm_jax.pictures import SourceMap
-from tdm_jax.tokens import CLUSTER, KEPT, MATCHED
+from tdm_jax.plotting.patch_maps import SourceMap
+from tdm_jax.reduction.token_state import TokenKind
+from tests import chromium
 
 EVIL = '</script><img src=x onerror="document.title=1">&{{data}}'
 SOURCE = data.make_config(name="digits")
@@ -29,12 +29,12 @@ def page(tmp_path_factory):
     sizes = {"patch_size": 7, "width": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
     plain = create_model("vit", **sizes, image_size=28, in_channels=1)
     params = jax.jit(plain.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    entries = [Contender("tiny", "none", None, plain, params)]
+    entries = [Candidate("tiny", "none", None, plain, params)]
     for rate in (0.75, 0.5):
         model = create_model(
             "vit", "tdm", rate, layers=(1, 2), **sizes, image_size=28, in_channels=1
         )
-        entries.append(Contender("tiny", EVIL, rate, model, params))
+        entries.append(Candidate("tiny", EVIL, rate, model, params))
     path = tmp_path_factory.mktemp("report") / "report.html"
     report.write_report(path, entries, RECORDS, SOURCE, images=3, title=EVIL, remark=EVIL)
     return path
@@ -76,7 +76,9 @@ def test_the_explorer_has_every_image_method_rate_and_stage(document):
 
 def test_a_stage_holds_the_source_map():
     assign = np.array([0, 1, 1, -1, 2, 2])
-    packed = report._stage(SourceMap((2, 3), assign, np.array([KEPT, MATCHED, CLUSTER])))
+    packed = report._stage(
+        SourceMap((2, 3), assign, np.array([TokenKind.KEPT, TokenKind.MATCHED, TokenKind.CLUSTER]))
+    )
     assert packed["kind"] == "kmmdcc"
     assert packed["tokens"] == 3
     numbers = np.frombuffer(report.base64.b64decode(packed["token"]), "<i2")

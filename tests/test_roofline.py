@@ -2,8 +2,9 @@
 
 import pytest
 
-from tdm_jax import cost, create_model, make_reducer
-from tdm_jax.contenders import Contender
+from tdm_jax import create_model, make_reducer
+from tdm_jax.analysis import costs
+from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.roofline import moved_bytes, roofline
 
 MODEL = create_model(
@@ -22,7 +23,7 @@ MODEL = create_model(
 def test_bytes_by_hand():
     # Patches 8 x 8 in, 4 tokens out; then 5 tokens in the first attention, 3 everywhere else.
     activations = 64 + 4 * 8 + (5 + 3) * 11 * 8 + (3 + 3) * (3 * 8 + 2 * 32)
-    weights = cost.parameters(MODEL)
+    weights = costs.parameters(MODEL)
     assert moved_bytes(MODEL, 10, 2) == pytest.approx(2 * (activations + weights / 10))
 
 
@@ -31,7 +32,7 @@ def test_bytes_by_hand():
 )
 def test_the_slower_of_the_two_bounds(peak, bandwidth, bound):
     rows = roofline(
-        [Contender("tiny", "topk", None, MODEL)],
+        [Candidate("tiny", "topk", None, MODEL)],
         batch_size=10,
         itemsize=2,
         peak=peak,

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tdm_jax import create_model, data, settings
+from tdm_jax import create_model, data
 from tdm_jax import sweep as sweeping
+from tdm_jax.analysis.candidate import contender
+from tdm_jax.analysis.timing import Timing
 from tdm_jax.checkpoint import describe, save_model
-from tdm_jax.contenders import contender
 from tdm_jax.errors import InputError
-from tdm_jax.progress import Progress
 from tdm_jax.sweep import sweep
-from tdm_jax.throughput import Timing
+from tdm_jax.training.config import default_config
+from tdm_jax.training.metric_writer import Progress
 
 SIZES = {"patch_size": 7, "width": 16, "depth": 2, "num_heads": 2}
 SOURCE = data.make_config(name="digits", eval_batch_size=200)
@@ -38,7 +39,7 @@ def entries(saved):
 
 @pytest.fixture
 def config():
-    config = settings.default_config(name="digits")
+    config = default_config(name="digits")
     config.model = {"name": "vit", **SIZES}
     config.steps = 2
     config.optim.warmup_epochs = 0.0

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from tdm_jax import train
 from tdm_jax.checkpoint import Store, load_pretrained
 from tdm_jax.errors import InputError
-from tdm_jax.experiment import make_experiment
-from tdm_jax.progress import Progress
-from tdm_jax.settings import default_config, parse
 from tdm_jax.train import DivergedError, train_and_evaluate
+from tdm_jax.training.config import default_config, parse
+from tdm_jax.training.experiment import make_experiment
+from tdm_jax.training.metric_writer import Progress
 
 ROOT = Path(__file__).parents[1]
 TINY = {"name": "vit", "patch_size": 7, "width": 16, "depth": 3, "num_heads": 2, "drop_path": 0.1}
@@ -130,7 +130,7 @@ COMMAND = """
 import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_train import tiny_config
+from tests.test_train import tiny_config
 from tdm_jax.train import train_and_evaluate
 train_and_evaluate(tiny_config(**{changes!r}), {workdir!r})
 """

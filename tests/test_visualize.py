@@ -13,9 +13,9 @@ from PIL import Image
 from tdm_jax import create_model, visualize
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.errors import InputError
-from tdm_jax.figure import to_image
-from tdm_jax.pictures import MASK, SourceMap
-from tdm_jax.tokens import KEPT
+from tdm_jax.plotting.figure import to_image
+from tdm_jax.plotting.patch_maps import MASK, SourceMap
+from tdm_jax.reduction.token_state import TokenKind
 from tdm_jax.visualize import Column, Picture, draw
 
 ARGUMENTS = ("--layers=1,2", "--keep_rate=0.5")
@@ -149,7 +149,7 @@ def test_one_image_is_enough_and_equal_names_stay_apart(tmp_path, checkpoint):
 
 def test_rows_follow_the_method_with_fewest_stages():
     def column(label, *layers):
-        assign, kind = np.array([0, -1, 0, 0]), np.array([KEPT])
+        assign, kind = np.array([0, -1, 0, 0]), np.array([TokenKind.KEPT])
         return Column(label, {layer: SourceMap((2, 2), assign, kind) for layer in layers})
 
     image = Picture("x", np.zeros((8, 8, 1), np.uint8))
@@ -163,7 +163,7 @@ def test_rows_follow_the_method_with_fewest_stages():
 
 
 def test_the_poles_drop_and_cluster(checkpoint, photos):
-    from tdm_jax.contenders import contender
+    from tdm_jax.analysis.candidate import contender
 
     model, source = model_and_source(checkpoint)
     pictures = visualize.read_images(photos, model, source)[:1]

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tdm_jax.checkpoint.names import Naming
-from tdm_jax.checkpoint.source import Source
+from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint
 from tdm_jax.errors import InputError
 
 
 def architecture(
-    source: Source, naming: Naming, given: Mapping[str, Any]
+    source: RawCheckpoint, naming: Naming, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """What the arrays' shapes, and a description beside them, say of a model.
 
@@ -81,7 +81,9 @@ def architecture(
     return fields, grid
 
 
-def _grid(source: Source, patches: int, patch: int, given: Mapping[str, Any]) -> tuple[int, int]:
+def _grid(
+    source: RawCheckpoint, patches: int, patch: int, given: Mapping[str, Any]
+) -> tuple[int, int]:
     if source.image_size is not None:
         grid = (source.image_size[0] // patch, source.image_size[1] // patch)
         if math.prod(grid) != patches:

@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from tdm_jax.checkpoint.names import Naming, to_theirs
 from tdm_jax.checkpoint.pretrained import describe
-from tdm_jax.checkpoint.source import METADATA
+from tdm_jax.checkpoint.raw_checkpoint import METADATA
 from tdm_jax.errors import InputError
 from tdm_jax.files import replacing
-from tdm_jax.vit import VisionTransformer
+from tdm_jax.models.vit import VisionTransformer
 
 
 def to_state_dict(params: dict[str, Any]) -> dict[str, np.ndarray]:

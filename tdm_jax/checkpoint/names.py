@@ -92,7 +92,7 @@ FOREIGN = {
 }
 
 
-class Entry(NamedTuple):
+class ParamMapping(NamedTuple):
     """One of our parameters, and the arrays of a foreign file that hold it, in stacking order."""
 
     path: str
@@ -137,15 +137,15 @@ class Naming(NamedTuple):
         pattern = re.compile(re.escape(self.prefix + block[self.scheme]) + r"(\d+)\.")
         return len({found[1] for name in names if (found := pattern.match(name))})
 
-    def entries(self, depth: int) -> dict[str, Entry]:
+    def entries(self, depth: int) -> dict[str, ParamMapping]:
         """Every parameter that a model of this depth may have, by its path in our tree."""
-        rows: list[Entry] = []
+        rows: list[ParamMapping] = []
         for row in _TABLE:
             for i in range(depth) if "{i}" in row.ours else [0]:
                 rows.extend(self._leaves(row, i))
         return {entry.path: entry for entry in rows}
 
-    def _leaves(self, row: _Row, i: int) -> list[Entry]:
+    def _leaves(self, row: _Row, i: int) -> list[ParamMapping]:
         if self.scheme == "timm":
             theirs = ("{p}" + row.ours.replace("blocks_", "blocks.").replace("/", "."),)
         elif self.scheme == "hf_memory" and row.hf_memory is not None:
@@ -160,7 +160,7 @@ class Naming(NamedTuple):
             sources = tuple(
                 name.format(p=self.prefix, i=i, head=self.head) + their_leaf for name in theirs
             )
-            entries.append(Entry(row.ours.format(i=i) + our_leaf, sources, axes))
+            entries.append(ParamMapping(row.ours.format(i=i) + our_leaf, sources, axes))
         return entries
 
 

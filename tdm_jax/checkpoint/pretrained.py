@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tdm_jax.checkpoint.architecture import architecture
-from tdm_jax.checkpoint.fit import Fit
-from tdm_jax.checkpoint.names import Entry, detect
-from tdm_jax.checkpoint.source import Source, read_source
+from tdm_jax.checkpoint.names import ParamMapping, detect
+from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
+from tdm_jax.checkpoint.weight_loader import WeightLoader
 from tdm_jax.errors import InputError
-from tdm_jax.models import create_model
+from tdm_jax.models.registry import create_model
+from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer
-from tdm_jax.vit import VisionTransformer
 
 Params = dict[str, Any]
 # Fields that decide what the parameters are and what they compute; the rest is how training runs.
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
 
     model: VisionTransformer
     params: Params
-    entries: tuple[Entry, ...]
+    entries: tuple[ParamMapping, ...]
 
 
 def describe(model: VisionTransformer) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str
     Raises:
       InputError: there is nothing that could be read, or it is damaged.
     """
-    return read_source(path, ema=ema).arrays
+    return read_raw_checkpoint(path, ema=ema).arrays
 
 
 def load_pretrained(
@@ -100,7 +100,7 @@ def load_pretrained(
     given = {"num_heads": num_heads, "num_classes": num_classes, "image_size": image_size}
     given = {key: value for key, value in given.items() if value is not None}
     loaded = load(
-        read_source(path, ema=ema),
+        read_raw_checkpoint(path, ema=ema),
         reducer,
         keep_rate,
         reset_head=reset_head,
@@ -113,7 +113,7 @@ def load_pretrained(
 
 
 def load(
-    source: Source,
+    source: RawCheckpoint,
     reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
@@ -133,7 +133,7 @@ def load(
         model = create_model("vit", **{**fields, **told, **overrides})
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
-    fit = Fit(source, naming, model, grid, reset_head, fresh_reducer)
+    fit = WeightLoader(source, naming, model, grid, reset_head, fresh_reducer)
     params = fit.parameters()
     if model.reducer.learned:
         params["reducer"] = fit.reducer_weights(extra_weights)

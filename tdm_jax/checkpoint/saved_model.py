@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from tdm_jax.checkpoint.integrity import check, checksums, summary, verify
-from tdm_jax.distributed import on_one_process
 from tdm_jax.errors import InputError
+from tdm_jax.parallel.distributed import on_one_process
 
 PyTree = Any
 _PARAMS, _MODEL = "params", "model"  # the items of the folder

@@ -17,8 +17,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from tdm_jax.checkpoint.integrity import check, checksums, compare, summary, verify
-from tdm_jax.distributed import everywhere, on_one_process
 from tdm_jax.errors import InputError
+from tdm_jax.parallel.distributed import everywhere, on_one_process
 
 PyTree = Any
 _STATE, _METADATA = "state", "metadata"  # the items of a step

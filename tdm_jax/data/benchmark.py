@@ -23,7 +23,8 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from tdm_jax import cli, data
+from tdm_jax import data
+from tdm_jax.cli import start
 from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
 from tdm_jax.errors import InputError
@@ -133,4 +134,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    start.run(main)

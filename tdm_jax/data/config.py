@@ -32,7 +32,7 @@ class DataConfig:
         held out for validation.
       image_size: (height, width) of a batch's images. One integer stands for a square.
       channels: 3 (RGB) or 1 (grey); every image is converted.
-      mean, std: per channel, of images scaled to [0, 1]; for the device (`tdm_jax.augment`).
+      mean, std: per channel, of images scaled to [0, 1]; for the device (`tdm_jax.data.device_transforms`).
       batch_size: global training batch, over all devices and hosts.
       eval_batch_size: global evaluation batch; 0 takes batch_size.
       seed: of the shuffle and of every random draw on the host, in [0, 2**32).

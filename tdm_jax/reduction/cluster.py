@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, Weights, plan
-from tdm_jax.reduction.original import import_stages, stage_name
-from tdm_jax.tokens import CLUSTER, TokenState, weighted_sum
+from tdm_jax.ops.gathering import weighted_sum
+from tdm_jax.reduction.contract import (
+    Attention,
+    BlockContext,
+    StageReducer,
+    ViTShape,
+    Weights,
+    plan,
+)
+from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ def clustered(
     state: TokenState, tokens: Float[Array, "b m d"], route: Int[Array, "b n"]
 ) -> TokenState:
     """The state made of clusters: their values, and the cluster that each old token joined."""
-    return state.become(tokens, route, jnp.full(tokens.shape[:2], CLUSTER))
+    return state.replace_tokens(tokens, route, jnp.full(tokens.shape[:2], TokenKind.CLUSTER))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +72,13 @@ class SoftClusterReducer(ClusterReducer):
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
         return import_stages(self, arrays, "cluster_layers", self.original)
 
-    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
+    def reduce(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> TokenState:
         del attention
-        stage = self.stage(step)
-        count = self.stage_count(stage, state.count, step.shape)
+        stage = self.stage(context)
+        count = self.stage_count(stage, state.count, context.shape)
         share, values = self.pooling(count).apply(
-            {"params": step.weights[stage_name(stage)]}, state.tokens.astype(jnp.float32)
+            {"params": context.weights[stage_name(stage)]}, state.tokens.astype(jnp.float32)
         )
         return clustered(state, weighted_sum(share, values), jnp.argmax(share, axis=-1))

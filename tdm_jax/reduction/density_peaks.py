@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.tokens import Merge, nearest, pairwise_distance, take, top
+from tdm_jax.ops.distances import nearest, pairwise_distance
+from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.ops.merging import Merge
+from tdm_jax.ops.ordering import argtopk
 
 
 def density_peaks(
@@ -46,9 +49,9 @@ def density_peaks(
     separation = jnp.where(denser, distance, jnp.inf).min(axis=-1)
     separation = jnp.where(denser.any(axis=-1), separation, largest)
 
-    order = top(density + jnp.log(separation), n)
+    order = argtopk(density + jnp.log(separation), n)
     centres, others = order[:, :clusters], order[:, clusters:]
-    return Merge(centres, others, take(nearest(distance, centres), others))
+    return Merge(centres, others, gather_tokens(nearest(distance, centres), others))
 
 
 def density_peaks_macs(n: int, width: int) -> int:

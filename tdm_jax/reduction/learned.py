@@ -17,9 +17,10 @@ import optax
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.base import Step, plan
+from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.reduction.contract import BlockContext, KeyMask, plan
 from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.tokens import KEPT, KeyMask, TokenState, take
+from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,48 +30,48 @@ class LearnedPruner(PruneReducer):
     learned: ClassVar[bool] = True
     before: ClassVar[bool] = True
 
-    def mask(self, state: TokenState, step: Step, share: float) -> TokenState:
+    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
         """One stage in training: all slots stay, `valid` says which take part.
 
         Args:
           state: the tokens; their first slots are the image's patches, in order.
-          step: of the stage.
+          context: of the stage.
           share: of the patches, that inference will keep here.
         """
         raise NotImplementedError
 
-    def planned_share(self, step: Step) -> float:
+    def planned_share(self, context: BlockContext) -> float:
         """Share of the patches that leave this block at inference."""
-        return plan(self, step.shape)[step.layer].out / step.shape.patches
+        return plan(self, context.shape)[context.layer].out / context.shape.patches
 
-    def before_block(self, state: TokenState, step: Step) -> TokenState:
-        if not step.train or self.merger is not None:
-            return super().before_block(state, step)
-        blocks = plan(self, step.shape)
-        arriving = blocks[step.layer - 1].out if step.layer else step.shape.patches
-        if blocks[step.layer].out == arriving:
+    def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        if not context.train or self.merger is not None:
+            return super().before_block(state, context)
+        blocks = plan(self, context.shape)
+        arriving = blocks[context.layer - 1].out if context.layer else context.shape.patches
+        if blocks[context.layer].out == arriving:
             return state
-        return self.mask(state, step, self.planned_share(step))
+        return self.mask(state, context, self.planned_share(context))
 
-    def key_weight(self, state: TokenState, step: Step) -> KeyMask | None:
+    def key_weight(self, state: TokenState, context: BlockContext) -> KeyMask | None:
         if state.valid is None:
             return None
         prefix = jnp.ones(state.prefix.shape[:2], state.valid.dtype)
         return KeyMask(jnp.concatenate([prefix, state.valid], axis=1))
 
 
-def training_key(owner: Any, step: Step) -> Array:
+def training_key(owner: Any, context: BlockContext) -> Array:
     """The randomness of a training step.
 
     Raises:
       InputError: the caller gave none.
     """
-    if step.key is None:
+    if context.key is None:
         raise InputError(
             f"{type(owner).__name__} draws masks in training: expected rngs={{'reducer': key}}; "
             "got none"
         )
-    return step.key
+    return context.key
 
 
 def still_there(state: TokenState) -> Float[Array, "b n"]:
@@ -92,7 +93,9 @@ def gumbel_keep(key: Array, logits: Float[Array, "b n 2"]) -> Float[Array, "b n"
 def mask_tokens(state: TokenState, keep: Float[Array, "b n"]) -> TokenState:
     """Masks the slots where `keep` is 0. They stay in place; their patches count as dropped."""
     slots = jnp.arange(state.count)
-    return state.become(state.tokens, jnp.where(keep > 0.5, slots, -1), state.kind, valid=keep)
+    return state.replace_tokens(
+        state.tokens, jnp.where(keep > 0.5, slots, -1), state.kind, valid=keep
+    )
 
 
 def recorded(state: TokenState, name: str, value: Float[Array, " b"]) -> TokenState:
@@ -137,8 +140,8 @@ def token_distillation(info: Any, teacher: Any) -> Float[Array, ""]:
             f"got features {target.shape}, expected {expected}"
         )
     place = jnp.maximum(info.assign, 0)
-    kept = (info.assign >= 0) & (take(info.kind, place) == KEPT)
-    own = take(info.features[:, info.prefix :], place).astype(jnp.float32)
+    kept = (info.assign >= 0) & (gather_tokens(info.kind, place) == TokenKind.KEPT)
+    own = gather_tokens(info.features[:, info.prefix :], place).astype(jnp.float32)
     difference = own - jax.lax.stop_gradient(target.astype(jnp.float32))
     squared = jnp.where(kept, (difference**2).mean(axis=-1), 0.0)
     return squared.sum() / jnp.maximum(kept.sum(), 1)

@@ -10,9 +10,10 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.base import Attention, StageReducer, Step, ViTShape, ceil
-from tdm_jax.reduction.tdm import Merger, TDMCounts
-from tdm_jax.tokens import TokenState, top
+from tdm_jax.ops.ordering import argtopk
+from tdm_jax.reduction.contract import Attention, BlockContext, StageReducer, ViTShape, ceil
+from tdm_jax.reduction.merger import Merger, TDMCounts
+from tdm_jax.reduction.token_state import TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,19 +86,21 @@ class PruneReducer(StageReducer):
         return 0
 
     def score(
-        self, state: TokenState, step: Step, attention: Attention | None
+        self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
         """Importance of each token: positive, higher is better."""
         raise NotImplementedError
 
-    def reduce(self, state: TokenState, step: Step, attention: Attention | None) -> TokenState:
-        stage, n = self.stage(step), state.count
-        score = self.score(state, step, attention)
-        kept = super().stage_count(stage, n, step.shape)
+    def reduce(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> TokenState:
+        stage, n = self.stage(context), state.count
+        score = self.score(state, context, attention)
+        kept = super().stage_count(stage, n, context.shape)
         if self.merger is not None:
             return self.merger(state, score, self._merged(stage, n, kept)[1])
         return self.keep(state, score, kept)
 
     def keep(self, state: TokenState, score: Float[Array, "b n"], count: int) -> TokenState:
         """Reduces the tokens to `count`."""
-        return state.select(top(score, count))
+        return state.select(argtopk(score, count))

@@ -4,26 +4,26 @@ import dataclasses
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.ats import ATS
-from tdm_jax.reduction.avit import AViT
-from tdm_jax.reduction.base import Reducer
-from tdm_jax.reduction.dpcknn import DPCKNN, ScoredDPCKNN
-from tdm_jax.reduction.dyvit import DynamicViT
-from tdm_jax.reduction.evit import EViT
-from tdm_jax.reduction.evovit import EvoViT
-from tdm_jax.reduction.iared2 import IARED2
-from tdm_jax.reduction.kmedoids import KMedoids
-from tdm_jax.reduction.patchmerger import PatchMerger
+from tdm_jax.reduction.contract import Reducer
+from tdm_jax.reduction.merger import Merger
+from tdm_jax.reduction.methods.ats import ATS
+from tdm_jax.reduction.methods.avit import AViT
+from tdm_jax.reduction.methods.dpcknn import DPCKNN, ScoredDPCKNN
+from tdm_jax.reduction.methods.dyvit import DynamicViT
+from tdm_jax.reduction.methods.evit import EViT
+from tdm_jax.reduction.methods.evovit import EvoViT
+from tdm_jax.reduction.methods.iared2 import IARED2
+from tdm_jax.reduction.methods.kmedoids import KMedoids
+from tdm_jax.reduction.methods.patchmerger import PatchMerger
+from tdm_jax.reduction.methods.psvit import PSViT
+from tdm_jax.reduction.methods.random import Random
+from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
+from tdm_jax.reduction.methods.sit import SiT
+from tdm_jax.reduction.methods.spvit import SPViT
+from tdm_jax.reduction.methods.svite import SViTE
+from tdm_jax.reduction.methods.tome import ToMe
+from tdm_jax.reduction.methods.topk import TopK
 from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.psvit import PSViT
-from tdm_jax.reduction.random import Random
-from tdm_jax.reduction.sinkhorn import Sinkhorn
-from tdm_jax.reduction.sit import SiT
-from tdm_jax.reduction.spvit import SPViT
-from tdm_jax.reduction.svite import SViTE
-from tdm_jax.reduction.tdm import Merger
-from tdm_jax.reduction.tome import ToMe
-from tdm_jax.reduction.topk import TopK
 
 REDUCERS: dict[str, type[Reducer]] = {
     "none": Reducer,

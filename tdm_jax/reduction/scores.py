@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.base import Attention, ViTShape
+from tdm_jax.reduction.contract import Attention, ViTShape
 
 
 def _class(attention: Attention) -> Float[Array, "b n"]:

@@ -8,8 +8,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from tdm_jax.reduction.base import Attention, BlockPlan, Reducer, Step, ViTShape, plan
-from tdm_jax.tokens import KEPT, TokenState
+from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Reducer, ViTShape, plan
+from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,17 @@ class Sliced(Reducer):
     def check(self, shape: ViTShape) -> None:
         self.like.check(shape)
 
-    def before_block(self, state: TokenState, step: Step) -> TokenState:
-        return _resize(state, plan(self, step.shape)[step.layer].attention)
+    def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        return _resize(state, plan(self, context.shape)[context.layer].attention)
 
-    def after_attention(self, state: TokenState, step: Step, attention: Attention) -> TokenState:
+    def after_attention(
+        self, state: TokenState, context: BlockContext, attention: Attention
+    ) -> TokenState:
         del attention
-        return _resize(state, plan(self, step.shape)[step.layer].mlp)
+        return _resize(state, plan(self, context.shape)[context.layer].mlp)
 
-    def after_block(self, state: TokenState, step: Step) -> TokenState:
-        return _resize(state, plan(self, step.shape)[step.layer].out)
+    def after_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        return _resize(state, plan(self, context.shape)[context.layer].out)
 
 
 def _resize(state: TokenState, count: int) -> TokenState:
@@ -42,8 +44,10 @@ def _resize(state: TokenState, count: int) -> TokenState:
     index = jnp.broadcast_to(jnp.arange(n), (state.tokens.shape[0], n))
     if count < n:
         route = jnp.where(index < count, index, -1)
-        return state.become(state.tokens[:, :count], route, state.kind[:, :count])
+        return state.replace_tokens(state.tokens[:, :count], route, state.kind[:, :count])
     # A method that brings tokens back has more of them than are left: zeros take their places.
     more = ((0, 0), (0, count - n))
     tokens = jnp.pad(state.tokens, (*more, (0, 0)))
-    return state.become(tokens, index, jnp.pad(state.kind, more, constant_values=KEPT))
+    return state.replace_tokens(
+        tokens, index, jnp.pad(state.kind, more, constant_values=TokenKind.KEPT)
+    )

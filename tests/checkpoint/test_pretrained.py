@@ -20,7 +20,7 @@ from tdm_jax.checkpoint import (
     save_model,
     save_safetensors,
 )
-from tdm_jax.checkpoint.fit import resize_positions
+from tdm_jax.checkpoint.weight_loader import resize_positions
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import REDUCERS, Reducer, describe_reducer, make_reducer
 
@@ -94,7 +94,7 @@ def test_same_blocks_as_pytorch():
         of_blocks = lambda module, _: (module.name or "").startswith("blocks_")  # noqa: E731
         _, state = model.apply(params, images, capture_intermediates=of_blocks)
         outputs = state["intermediates"]
-        return {i: outputs[f"blocks_{i}"]["__call__"][0].join() for i in (0, 3, 11)}
+        return {i: outputs[f"blocks_{i}"]["__call__"][0].sequence() for i in (0, 3, 11)}
 
     for i, out in blocks(params, IMAGES).items():
         np.testing.assert_allclose(out, golden[f"block{i}"], atol=1e-4)

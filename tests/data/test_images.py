@@ -3,10 +3,10 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import encode
 from PIL import Image
 
 from tdm_jax.data import images
+from tests.data.conftest import encode
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:

@@ -4,11 +4,11 @@ import itertools
 import numpy as np
 import pytest
 from absl import flags
-from conftest import number_of
 
 from tdm_jax import data
 from tdm_jax.data import pipeline
 from tdm_jax.errors import InputError
+from tests.data.conftest import number_of
 
 
 def digits(**values):

@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import encode, number_of, numbered
 
 from tdm_jax import data
 from tdm_jax.data import images
 from tdm_jax.errors import InputError
+from tests.data.conftest import encode, number_of, numbered
 
 
 def decoded(record):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from conftest import crc32c, masked, write_tfrecord
 
 from tdm_jax.data import tfrecord
 from tdm_jax.data.tfrecord import Shard, TFRecordReader
 from tdm_jax.errors import InputError
+from tests.data.conftest import crc32c, masked, write_tfrecord
 
 
 @pytest.fixture

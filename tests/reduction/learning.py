@@ -36,18 +36,19 @@ import optax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from tdm_jax.augment import normalise
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data import eval_batches, make_config
+from tdm_jax.data.device_transforms import normalise
+from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import Reducer, make_reducer
-from tdm_jax.reduction.avit import AViT
 from tdm_jax.reduction.cluster import SoftClusterReducer
-from tdm_jax.reduction.iared2 import rewards
-from tdm_jax.reduction.original import stage_name
+from tdm_jax.reduction.methods.avit import AViT
+from tdm_jax.reduction.methods.iared2 import rewards
+from tdm_jax.reduction.original_weights import stage_name
 from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.settings import default_config
-from tdm_jax.tokens import KEPT, take
+from tdm_jax.reduction.token_state import TokenKind
 from tdm_jax.train import train_and_evaluate
+from tdm_jax.training.config import default_config
 
 DEPTH, PATCHES = 6, 49
 # Where each method stands in the six blocks.
@@ -198,7 +199,7 @@ def kept(model: Any, params: Any, images: jax.Array) -> jax.Array:
     if isinstance(reducer, AViT):
         return info.carry["depth"][:, info.prefix :, None]
     stage = next(stage for stage in info.stages if stage.layer == reducer.layers[-1])
-    alone = take(stage.kind, jnp.maximum(stage.assign, 0)) == KEPT
+    alone = gather_tokens(stage.kind, jnp.maximum(stage.assign, 0)) == TokenKind.KEPT
     return ((stage.assign >= 0) & alone)[..., None].astype(jnp.float32)
 
 
@@ -208,8 +209,8 @@ class Watch(Reducer):
 
     layer: int
 
-    def before_block(self, state: Any, step: Any) -> Any:
-        if step.layer != self.layer:
+    def before_block(self, state: Any, context: Any) -> Any:
+        if context.layer != self.layer:
             return state
         return state.replace(carry={"tokens": state.tokens})
 

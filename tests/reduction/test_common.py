@@ -17,10 +17,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tdm_jax import create_model, make_reducer, unmerge
-from tdm_jax.attention import AttentionView
-from tdm_jax.reduction import Step, ViTShape, plan
+from tdm_jax.models.attention import AttentionView
+from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.cluster import SoftClusterReducer
-from tdm_jax.tokens import TokenState, take
+from tdm_jax.reduction.token_state import TokenState
 
 BATCH, GRID, WIDTH, HEADS, CLASSES = 8, (4, 6), 32, 2, 5
 PATCHES = GRID[0] * GRID[1]
@@ -157,17 +158,17 @@ class Drive:
         self.qkv = 2 * jax.random.normal(keys[2], (BATCH, 2, 3, total, HEADS, WIDTH // HEADS))
 
     def __call__(self, prefix: Any, tokens: Any, qkv: Any) -> TokenState:
-        state = TokenState.start(prefix, tokens, keep_last=True)
+        state = TokenState.start(prefix, tokens, keep_dropped=True)
         for layer in range(2):
-            step = Step(layer=layer, shape=self.shape, train=False, weights=self.weights)
-            state = self.reducer.before_block(state, step)
+            context = BlockContext(layer=layer, shape=self.shape, train=False, weights=self.weights)
+            state = self.reducer.before_block(state, context)
             sees = state.prefix.shape[1] + state.count
             q, k, v = (qkv[:, layer, i, :sees].astype(tokens.dtype) for i in range(3))
-            weight = self.reducer.key_weight(state, step)
+            weight = self.reducer.key_weight(state, context)
             assert weight is None or weight.shape == (tokens.shape[0], sees)
             view = AttentionView(q, k, v, q[:, 0], None, state.prefix.shape[1])
-            state = self.reducer.after_attention(state, step, view)
-            state = self.reducer.after_block(state, step)
+            state = self.reducer.after_attention(state, context, view)
+            state = self.reducer.after_block(state, context)
         return self.reducer.finish(state, self.shape)
 
     @functools.cached_property
@@ -177,7 +178,7 @@ class Drive:
         def of_image(tokens, prefix, qkv):
             state = self(prefix[None], tokens[None], qkv[None])
             weights = jnp.cos(jnp.arange(state.tokens.size)).reshape(state.tokens.shape)
-            fields = ("prefix", "tokens", "assign", "kind", "last")
+            fields = ("prefix", "tokens", "assign", "kind", "dropped_values")
             return (state.tokens * weights).sum(), {f: getattr(state, f)[0] for f in fields}
 
         run = jax.jit(jax.vmap(jax.grad(of_image, has_aux=True)))
@@ -209,7 +210,7 @@ def test_dropped_patches_leave_their_last_value(drive):
     state = drive.compiled[1]
     dropped = np.asarray(state["assign"]) < 0
     np.testing.assert_array_equal(
-        np.asarray(state["last"])[dropped], np.asarray(drive.tokens)[dropped]
+        np.asarray(state["dropped_values"])[dropped], np.asarray(drive.tokens)[dropped]
     )
 
 
@@ -317,9 +318,9 @@ def test_the_transformer_has_the_scheduled_tokens(row, network):
     logits, info, *_ = network.answer
     assert logits.shape == (BATCH, CLASSES)
     assert np.isfinite(logits).all()
-    assert info.tokens == tuple(block.out for block in network.model.schedule)
-    assert info.features.shape == (BATCH, row.prefix + info.tokens[-1], WIDTH)
-    assert info.size.shape == (BATCH, info.tokens[-1])
+    assert info.token_counts == tuple(block.out for block in network.model.schedule)
+    assert info.features.shape == (BATCH, row.prefix + info.token_counts[-1], WIDTH)
+    assert info.size.shape == (BATCH, info.token_counts[-1])
 
 
 def test_sizes_count_the_patches_that_the_source_map_assigns(row, network):
@@ -388,8 +389,8 @@ def test_permuting_the_patches_changes_nothing_but_order(row, network):
         return
     np.testing.assert_allclose(logits, before, atol=1e-4)
     # What stands for a patch is the same token, wherever it is in the output.
-    stands = take(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
-    stood = take(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
+    stands = gather_tokens(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
+    stood = gather_tokens(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
     alive = np.asarray(info.assign) >= 0
     np.testing.assert_array_equal(alive, np.asarray(old.assign)[:, order] >= 0)
     np.testing.assert_allclose(np.asarray(stands)[alive], np.asarray(stood)[alive], atol=1e-4)

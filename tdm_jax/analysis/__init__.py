@@ -1,0 +1,1 @@
+"""What models cost and achieve: costs, timing, comparison, diversity, and their results."""

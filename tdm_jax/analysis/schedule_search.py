@@ -1,0 +1,135 @@
+"""Which token counts are fastest here: `python -m tdm_jax.benchmark --advise=3.0`.
+
+Hardware multiplies in tiles: 129 tokens may cost as much as 136. For each tile size this takes the
+schedule with the highest keep rate whose sequences (prefix tokens included) fill whole tiles and
+whose multiply-adds stay within what is asked for, and measures them in turns, beside the schedule
+that fills no tiles on purpose and beside no reduction.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tdm_jax.analysis import costs, results
+from tdm_jax.analysis.candidate import Candidate, parse_method
+from tdm_jax.analysis.results import Column
+from tdm_jax.analysis.timing import Timing
+from tdm_jax.errors import InputError
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.reduction import Reducer, StageReducer, ViTShape, plan
+
+TILES = (1, 2, 4, 8, 16, 32, 64, 128)
+# The keep rates that are tried, the highest first.
+RATES = tuple(np.arange(99, 4, -1) / 100)
+
+COLUMNS = (
+    *(c for c in results.COLUMNS if c.key in ("model", "method")),
+    Column("dtype", "Type", None),
+    Column("batch_size", "Batch", str),
+    Column("tile", "Tile", str),
+    Column("counts", "Tokens after each stage", lambda v: ", ".join(map(str, v))),
+    *(c for c in results.COLUMNS if c.key in ("macs", "images_per_second", "speedup", "verdict")),
+)
+
+
+def candidates(model: VisionTransformer, macs: int) -> dict[int, StageReducer]:
+    """The schedules to try, by the tile that their sequences fill.
+
+    Args:
+      model: with a method that takes counts; its own keep rate does not matter.
+      macs: multiply-adds that one image may cost, see `costs.multiply_adds`.
+
+    Raises:
+      InputError: the method takes no counts, or no schedule is within the limit, or all are.
+    """
+    reducer = model.reducer
+    if not isinstance(reducer, StageReducer):
+        raise InputError(f"expected a method with a count for each stage; got {reducer.title}")
+    # A method whose counts are fixed says so here.
+    stages = reducer.stages(model.shape)
+    dataclasses.replace(reducer, counts=(1,) * len(stages), r=None, round_to=1)
+    whole = costs.multiply_adds(model.clone(reducer=Reducer()))
+    if macs >= whole:
+        raise InputError(
+            f"expected less than the {whole / 1e9:.4g} G without reduction; got {macs / 1e9:.4g} G"
+        )
+    found: dict[int, StageReducer] = {}
+    for tile in TILES:
+        for rate in RATES:
+            trial = _filling(reducer, float(rate), tile, model.shape)
+            if trial not in found.values() and _costs(model, trial) <= macs:
+                found[tile] = trial
+                break
+    if not found:
+        least = _costs(model, _filling(reducer, float(RATES[-1]), 1, model.shape))
+        raise InputError(
+            f"{reducer.title} costs {least / 1e9:.4g} G at the least; got {macs / 1e9:.4g} G"
+        )
+    return found
+
+
+def _costs(model: VisionTransformer, reducer: StageReducer) -> int:
+    return costs.multiply_adds(model.clone(reducer=reducer))
+
+
+def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> StageReducer:
+    """The counts of a keep rate, rounded up until prefix and patch tokens fill whole tiles."""
+    by_rate = dataclasses.replace(reducer, keep_rate=rate, counts=None, r=None, round_to=1)
+    out = [block.out for block in plan(by_rate, shape)]
+    tokens = [out[layer] + shape.prefix for layer in by_rate.stages(shape)]
+    counts = (-(-t // tile) * tile - shape.prefix for t in tokens)
+    return dataclasses.replace(by_rate, counts=tuple(min(c, shape.patches) for c in counts))
+
+
+def advise(
+    entry: Candidate, macs: int, *, batch_size: int, dtype: Any, timing: Timing
+) -> list[dict[str, Any]]:
+    """Measures the candidates of one contender; the fastest first, no reduction last.
+
+    Args:
+      entry: a model with a method.
+      macs: see `candidates`.
+      batch_size: images per call.
+      dtype: of the computation.
+      timing: how long to measure.
+
+    Raises:
+      InputError: see `candidates`.
+    """
+    tried = candidates(entry.model, macs)
+    plain = entry.unreduced()
+    models = [plain.model, *(entry.model.clone(reducer=r) for r in tried.values())]
+    params = [plain.weights(), *[entry.weights()] * len(tried)]
+    programs = [
+        timing.compile_forward(model.clone(dtype=dtype), weights, batch_size)
+        for model, weights in zip(models, params, strict=True)
+    ]
+    rows = []
+    tiles = (None, *tried)
+    for tile, model, speed in zip(tiles, models, timing.measure(programs, timing), strict=True):
+        rows.append(
+            {
+                "model": entry.name,
+                "method": "none" if tile is None else entry.method,
+                "dtype": np.dtype(dtype).name,
+                "batch_size": batch_size,
+                "tile": tile,
+                "layers": None if tile is None else model.reducer.stages(model.shape),
+                "counts": None if tile is None else model.reducer.counts,
+                "macs": costs.multiply_adds(model),
+                **speed.rates(),
+                "verdict": timing.BASELINE if tile is None else speed.verdict,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["tile"] is None, -row["speedup"]))
+
+
+def advice(rows: Sequence[dict[str, Any]]) -> str:
+    """The best schedule of `advise`'s rows, as one would write it in a program."""
+    best = rows[0]
+    name, settings = parse_method(best["method"])
+    settings = {"layers": tuple(best["layers"]), **settings, "counts": tuple(best["counts"])}
+    shown = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in settings.items())])
+    return f"fastest: make_reducer({shown}), {best['speedup']:.2f}x the speed of no reduction"

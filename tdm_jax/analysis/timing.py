@@ -1,0 +1,207 @@
+"""How fast compiled programs run, compared in one process.
+
+A machine's speed drifts: other work comes and goes, clocks rise and fall. So contenders take turns.
+In each round every one runs for a moment, in an order that rotates from round to round, and a
+speed-up is the median over the rounds of (baseline's time / own time) within a round. What slows
+the machine down for a while slows down both sides of each quotient.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from tdm_jax.errors import InputError
+from tdm_jax.models.vit import VisionTransformer
+
+BASELINE, FASTER, UNCLEAR, SLOWER = (
+    "baseline",
+    "faster",
+    "no clear gain",
+    "slower: not worth it",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long to measure.
+
+    Attributes:
+      rounds: turns of each contender.
+      min_seconds: a turn repeats the program until about this much time has passed.
+      warmup: calls of each program that are not counted.
+    """
+
+    rounds: int = 20
+    min_seconds: float = 0.1
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warmup < 1 or self.min_seconds < 0:
+            raise InputError(
+                "a measurement needs rounds >= 1, warmup >= 1 and min_seconds >= 0; got "
+                f"rounds={self.rounds}, warmup={self.warmup}, min_seconds={self.min_seconds}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program with its arguments, ready to be called again and again.
+
+    Attributes:
+      call: runs it once and returns what it computes, perhaps before that is ready.
+      images: how many images a call handles.
+      compile_seconds: from the traced to the executable program.
+      memory_bytes: arguments, results and temporaries on the device, by the compiler's account.
+    """
+
+    call: Callable[[], PyTree]
+    images: int
+    compile_seconds: float
+    memory_bytes: int
+
+    def seconds(self, repeats: int) -> float:
+        """Mean time of one of `repeats` calls, each from dispatch to result."""
+        start = time.perf_counter()
+        for _ in range(repeats):
+            jax.block_until_ready(self.call())
+        return (time.perf_counter() - start) / repeats
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of a sample."""
+        return cls(*(float(q) for q in np.percentile(values, (25, 50, 75))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What was measured of one program, beside the baseline of the same run.
+
+    Attributes:
+      images: per call.
+      seconds: of one call, for each round.
+      baseline: the baseline's images per second in the same rounds.
+    """
+
+    images: int
+    seconds: tuple[float, ...]
+    baseline: tuple[float, ...]
+
+    @property
+    def latency(self) -> Spread:
+        """Seconds of one call."""
+        return Spread.of(self.seconds)
+
+    @property
+    def throughput(self) -> Spread:
+        """Images per second."""
+        return Spread.of([self.images / s for s in self.seconds])
+
+    @property
+    def speedup(self) -> Spread:
+        """Own images per second over the baseline's, round by round."""
+        pairs = zip(self.seconds, self.baseline, strict=True)
+        return Spread.of([self.images / s / base for s, base in pairs])
+
+    @property
+    def verdict(self) -> str:
+        """FASTER, UNCLEAR or SLOWER than the baseline."""
+        ratio = self.speedup
+        if ratio.median <= 1:
+            return SLOWER
+        return FASTER if ratio.low > 1 else UNCLEAR
+
+    def rates(self) -> dict[str, Any]:
+        """Throughput and speed-up as a table has them: medians, and lower and upper quartiles."""
+        rate, ratio = self.throughput, self.speedup
+        return {
+            "images_per_second": rate.median,
+            "images_per_second_quartiles": [rate.low, rate.high],
+            "speedup": ratio.median,
+            "speedup_quartiles": [ratio.low, ratio.high],
+        }
+
+
+def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    """Compiles a lowered program; also returns the seconds that took."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled, time.perf_counter() - start
+
+
+def compile_forward(model: VisionTransformer, params: PyTree, batch_size: int) -> Program:
+    """A model's forward pass on one device, on a batch of noise.
+
+    Args:
+      model: to run.
+      params: its parameters.
+      batch_size: images per call.
+    """
+    shape = (batch_size, *model.image_size, model.in_channels)
+    images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
+    compiled, seconds = timed_compile(jax.jit(model.apply).lower(params, images))
+    return Program(lambda: compiled(params, images), batch_size, seconds, program_bytes(compiled))
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Device memory of a compiled program; a donated argument that becomes a result counts once."""
+    stats = compiled.memory_analysis()
+    return (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+    )
+
+
+def measure(
+    programs: Sequence[Program],
+    timing: Timing = Timing(),
+    *,
+    baseline: int = 0,
+    progress: Callable[[], None] | None = None,
+) -> tuple[Measurement, ...]:
+    """Times programs that take turns.
+
+    Args:
+      programs: the contenders.
+      timing: how long.
+      baseline: index of the program that the others are compared with.
+      progress: called after each turn; there are `rounds * len(programs)`.
+
+    Returns:
+      A measurement for each program. The baseline's speed-up over itself is exactly 1.
+    """
+    repeats = []
+    for program in programs:
+        # The first call still allocates; the others tell how long one takes.
+        program.seconds(timing.warmup)
+        once = program.seconds(1)
+        repeats.append(max(1, round(timing.min_seconds / max(once, 1e-9))))
+    seconds = np.zeros((timing.rounds, len(programs)))
+    for turn in range(timing.rounds):
+        for place in range(len(programs)):
+            # Nobody always runs after the same neighbour has filled the caches.
+            index = (place + turn) % len(programs) if turn % 2 else (turn - place) % len(programs)
+            seconds[turn, index] = programs[index].seconds(repeats[index])
+            if progress is not None:
+                progress()
+    rate = tuple(float(programs[baseline].images / s) for s in seconds[:, baseline])
+    return tuple(
+        Measurement(program.images, tuple(float(s) for s in column), rate)
+        for program, column in zip(programs, seconds.T, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""How every command starts, and the flags that several share."""

@@ -1,0 +1,1 @@
+"""Vision transformers, and the table of those that go by a name."""

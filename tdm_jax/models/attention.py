@@ -1,0 +1,128 @@
+"""Multi-head self-attention that can tell a reducer what it saw without storing its n x n map."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from tdm_jax.models.layers import Dense
+from tdm_jax.ops.attention import attend
+from tdm_jax.ops.class_row import class_row
+from tdm_jax.reduction.contract import KeyMask
+
+Dtype = Any
+
+
+@struct.dataclass
+class AttentionView:
+    """Queries, keys and values of one block, and what can be asked about them.
+
+    Everything is computed when asked for, in float32, so what no reducer wants costs nothing.
+    `dot_product_attention` itself keeps no map.
+    """
+
+    q: Float[Array, "b t h k"]
+    k: Float[Array, "b t h k"]
+    v: Float[Array, "b t h k"]
+    # The first row of q. Taken from q itself it made the TPU compiler lay all of q out for its
+    # sake, and store the n x n map.
+    class_query: Float[Array, "b h k"]
+    bias: Float[Array, "b t"] | None
+    prefix: int = struct.field(pytree_node=False)
+
+    def class_row(self) -> Float[Array, "b h n"]:
+        """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
+        return self._softmax(class_row(self.class_query, self.k))[:, :, self.prefix :]
+
+    def received(self) -> Float[Array, "b n"]:
+        """Attention that each patch token receives, summed over heads and all queries."""
+        logits = jnp.einsum("bqhk,bthk->bhqt", self.q, self.k, preferred_element_type=jnp.float32)
+        return self._softmax(logits).sum(axis=(1, 2))[:, self.prefix :]
+
+    def _softmax(self, logits: Float[Array, "b h ... t"]) -> Float[Array, "b h ... t"]:
+        logits = logits * self.q.shape[-1] ** -0.5
+        if self.bias is not None:
+            logits = logits + jnp.expand_dims(self.bias, tuple(range(1, logits.ndim - 1)))
+        return jax.nn.softmax(logits, axis=-1)
+
+    def keys(self) -> Float[Array, "b n h k"]:
+        """The patch tokens' keys."""
+        return self.k[:, self.prefix :]
+
+    def values(self) -> Float[Array, "b n h k"]:
+        """The patch tokens' values."""
+        return self.v[:, self.prefix :]
+
+
+class Attention(nn.Module):
+    """Fused-qkv self-attention; parameters `qkv` and `proj`, as timm has them.
+
+    Attributes:
+      num_heads: must divide the width.
+      prefix: tokens at the front that are no patches.
+      dtype: of the computation; parameters and softmax are float32.
+    """
+
+    num_heads: int
+    prefix: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        key_weight: Float[Array, "b t"] | KeyMask | None = None,
+    ) -> tuple[Float[Array, "b t d"], AttentionView]:
+        """Attends.
+
+        Args:
+          x: normed tokens.
+          key_weight: factor of each key in the softmax, or a mask to learn; None for 1.
+
+        Returns:
+          The output and a view of the attention.
+        """
+        b, t, d = x.shape
+        qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
+        # The gradient of a split is a concatenation; an index's would be three padded sums.
+        q, k, v = (z.reshape(b, t, self.num_heads, -1) for z in jnp.split(qkv, 3, axis=-1))
+        weight = key_weight.mask if isinstance(key_weight, KeyMask) else key_weight
+        # A weight of 0 must hide a key, yet stay finite where all are hidden.
+        bias = None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
+        if isinstance(key_weight, KeyMask):
+            y = masked_attention(q, k, v, weight)
+        else:
+            y = attend(q, k, v, bias)
+        y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
+        class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
+        return y, AttentionView(q, k, v, class_query, bias, self.prefix)
+
+
+def masked_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    mask: Float[Array, "b t"],
+    eps: float = 1e-6,
+) -> Float[Array, "b t h k"]:
+    """Attention under a mask that is being learned (DynamicViT, arXiv 2106.02034, equation 11).
+
+    With `g_ij = mask_j` for j other than i, and 1 for j = i, and t keys:
+    `a_ij = (g_ij exp(l_ij) + eps / t) / (sum_j g_ij exp(l_ij) + eps)`. A factor instead of a bias:
+    the gradient with respect to a mask of 0 says what showing that key would change. There a hidden
+    key counts as no stronger than the strongest that is seen: its logit may lie far above all
+    others, and the gradient would be as large as its exponential.
+    """
+    t = q.shape[1]
+    logits = jnp.einsum("bqhk,bthk->bhqt", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    seen = jnp.where(jnp.eye(t, dtype=bool), 1.0, mask.astype(jnp.float32)[:, None, None, :])
+    # Shifting changes only how the eps weighs: no gradient needs to know.
+    strongest = jnp.where(seen > 0, logits, -jnp.inf).max(axis=-1, keepdims=True)
+    logits = logits - jax.lax.stop_gradient(strongest)
+    share = jnp.exp(jnp.where(seen > 0, logits, jnp.minimum(logits, 0.0))) * seen
+    share = (share + eps / t) / (share.sum(axis=-1, keepdims=True) + eps)
+    return jnp.einsum("bhqt,bthk->bqhk", share.astype(v.dtype), v)

@@ -1,0 +1,85 @@
+"""Softmax attention of all queries to all keys."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdm_jax.ops.platform import by_platform
+
+
+def attend(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    bias: Float[Array, "b t"] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Softmax attention, `bias` added to each key's logits; the softmax is float32's.
+
+    On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel.
+    """
+    if bias is None and _has_fused_kernel(q):
+        return by_platform(q, k, v, reference=by_products, cuda=fused)
+    return by_products(q, k, v, bias)
+
+
+def _has_fused_kernel(q: Float[Array, "b t h k"]) -> bool:
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and _on_ampere()
+
+
+def _on_ampere() -> bool:
+    # Asked while tracing: without such a device the kernel cannot even be traced.
+    backend = jax.extend.backend.get_backend()
+    if "cuda" not in backend.platform_version:
+        return False
+    return float(backend.local_devices()[0].compute_capability) >= 8
+
+
+_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+@jax.custom_vjp
+def fused(
+    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+) -> Float[Array, "b t h k"]:
+    return _cudnn(q, k, v)
+
+
+def _fused_forward(
+    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+) -> tuple[Float[Array, "b t h k"], Callable]:
+    t = q.shape[1]
+
+    def even(*qkv: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
+        # JAX refuses to differentiate the kernel at an odd number of tokens: add one and hide it.
+        qkv = [jnp.pad(x, ((0, 0), (0, t % 2), (0, 0), (0, 0))) for x in qkv]
+        length = jnp.full(q.shape[0], t, jnp.int32) if t % 2 else None
+        return _cudnn(*qkv, query_seq_lengths=length, key_value_seq_lengths=length)[:, :t]
+
+    return jax.vjp(even, q, k, v)
+
+
+fused.defvjp(_fused_forward, lambda backward, cotangent: backward(cotangent))
+
+
+def by_products(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    bias: Float[Array, "b t"] | None = None,
+) -> Float[Array, "b t h k"]:
+    # With the heads before the tokens XLA multiplies fastest, on CPU and TPU.
+    q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
+    logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    # In the values' type: so are the products of its gradient. Dividing after it instead of in the
+    # softmax saves a pass over the n x n numbers.
+    y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
+    y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
+    return jnp.swapaxes(y.astype(v.dtype), 1, 2)

@@ -1,0 +1,1 @@
+"""Several devices and several hosts: where arrays live, how processes start and stop."""

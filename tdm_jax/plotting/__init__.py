@@ -1,0 +1,1 @@
+"""Pictures: curves of results, maps of patches, the page that explores both."""

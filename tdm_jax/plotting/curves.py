@@ -1,0 +1,126 @@
+"""Rows of results as lines of points: what a plot of accuracy against something shows.
+
+Rows are those of `tables`: flat mappings with `method`, `keep_rate`, `top1_percent`, `macs`,
+`images_per_second`, `diversity`, and perhaps `model`, `training`, `top1_spread` and
+`images_per_second_quartiles`. A row without a keep rate is a reference, the unreduced model as a
+rule.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tdm_jax.analysis.results import Row, known
+
+
+class Axis(NamedTuple):
+    """What stands on the horizontal axis.
+
+    Attributes:
+      key: of the row.
+      label: with its unit, and which way is better.
+      scale: what a value is divided by.
+      better: 1 if more is better, -1 if less is, 0 if it is no cost.
+      spread: key of the low and the high end of the value.
+      reverse: whether values fall from left to right, so that reduction grows.
+    """
+
+    key: str
+    label: str
+    scale: float = 1.0
+    better: int = 0
+    spread: str = ""
+    reverse: bool = False
+
+
+# Reduction grows from left to right, and the best place is the top right corner.
+AXES: dict[str, Axis] = {
+    "keep_rate": Axis("keep_rate", "Keep rate", reverse=True),
+    "flops": Axis("macs", "Multiply-adds per image (G), fewer →", 1e9, -1, reverse=True),
+    "throughput": Axis(
+        "images_per_second", "Images per second, more →", 1.0, 1, "images_per_second_quartiles"
+    ),
+    "diversity": Axis("diversity", "Diversity score r(Z)", reverse=True),
+}
+
+
+class Point(NamedTuple):
+    """One row on a plot."""
+
+    x: float
+    y: float
+    keep_rate: float | None = None
+    x_error: tuple[float, float] = (0.0, 0.0)
+    y_error: float = 0.0
+
+
+def collect(
+    rows: Sequence[Row], axis: Axis
+) -> tuple[dict[str, tuple[int, list[Point]]], dict[str, Point]]:
+    """Lines by name, each with its number and its points from left to right; references by name."""
+    # What all rows share is no part of a name.
+    telling = [k for k in ("model", "training") if len({row.get(k) for row in rows}) > 1]
+    names = [_name(row, telling) for row in rows]
+    # A method has the same number on every plot of the same rows, whatever a row lacks.
+    methods = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
+    numbers = {name: i for i, name in enumerate(methods)}
+    lines: dict[str, tuple[int, list[Point]]] = {}
+    references: dict[str, Point] = {}
+    for name, row in zip(names, rows, strict=True):
+        if _has(row, "keep_rate", "top1_percent", axis.key):
+            lines.setdefault(name, (numbers[name], []))[1].append(_point(row, axis))
+        elif _is_reference(row, axis):
+            references[name] = _point(row, axis)
+    for _, points in lines.values():
+        points.sort(key=lambda p: p.x, reverse=axis.reverse)
+    return lines, references
+
+
+def _is_reference(row: Row, axis: Axis) -> bool:
+    # Against the keep rate, which it does not have, a reference is a level.
+    is_level = axis.key == "keep_rate"
+    return not _has(row, "keep_rate") and _has(row, "top1_percent", *[axis.key] * (not is_level))
+
+
+def _has(row: Row, *keys: str) -> bool:
+    return all(known(row.get(key)) for key in keys)
+
+
+def _name(row: Row, telling: Sequence[str]) -> str:
+    keys = [key for key in ("model", "method", "training") if key == "method" or key in telling]
+    return " ".join(str(row[key]) for key in keys if known(row.get(key)))
+
+
+def _point(row: Row, axis: Axis) -> Point:
+    x = low = high = math.nan
+    if _has(row, axis.key):
+        # One keep rate a stage: their mean stands for them.
+        x = low = high = float(np.mean(row[axis.key])) / axis.scale
+    if axis.spread and _has(row, axis.spread):
+        low, high = (float(end) / axis.scale for end in row[axis.spread])
+    return Point(
+        x,
+        float(row["top1_percent"]),
+        float(np.mean(row["keep_rate"])) if _has(row, "keep_rate") else None,
+        (max(0.0, x - low), max(0.0, high - x)),
+        float(row["top1_spread"]) if _has(row, "top1_spread") else 0.0,
+    )
+
+
+def pareto_front(points: Sequence[Point], better: int) -> list[Point]:
+    """The points that no other beats in one coordinate without losing in the other.
+
+    Args:
+      points: more of y is better.
+      better: 1 if more of x is better too, -1 if less is.
+
+    Returns:
+      The front, from the best x to the best y.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (-better * p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front

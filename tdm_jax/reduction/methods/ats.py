@@ -1,0 +1,138 @@
+"""ATS: Adaptive Token Sampling (Fayyaz et al., ECCV 2022, arXiv 2111.15667).
+
+In the attention of blocks 3, 6 and 9 (from 0) a patch scores `sum_h A_h[cls, j] * ||v_hj||`, head
+by head, normalised over the patches. The cumulative score is a distribution over the patches in
+their order, and is sampled by inverse transform at fixed points: with
+`S = floor(keep_rate^(i+1) * p) + 1` at stage i, each of the S - 1 points `(2t + 1) / (2S)` picks
+the patch whose cumulative score is nearest. Points that pick the same patch count once, so an image
+with few important patches keeps fewer tokens. Survivors stay in index order; the others are keys
+and values of this attention one last time.
+
+The count differs from image to image, shapes must not: a stage has S - 1 slots, or `counts` of them
+(see `tdm_jax.calibrate`), and those that an image does not fill are masked out of the attention.
+With fewer slots than survivors the survivors of lowest score go; otherwise the result is that of
+the image on its own.
+
+"ats+tdm": sampled by as many points as there are attentive tokens, filled up with the tokens of
+highest score; the others are clustered. No slot is empty.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.ops.gathering import gather_tokens, inverse_index
+from tdm_jax.ops.ordering import argtopk
+from tdm_jax.reduction.contract import Attention, BlockContext, Reducer, StageReducer, ViTShape
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.token_state import TokenState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ATS(PruneReducer):
+    """Samples patches by their cumulative score.
+
+    Attributes:
+      keep_rate: share of the patches that a stage keeps at most, of those the last one could keep.
+      counts: slots of each stage; None for as many as there are points.
+    """
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        if not shape.class_token:
+            raise InputError(
+                "ATS scores by class attention: expected a class token; the model has none"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del n
+        return self.of_start(stage, patches)
+
+    @property
+    def adaptive(self) -> bool:
+        # TDM's merger fills every slot.
+        return self.merger is None
+
+    def with_counts(self, counts: dict[int, int]) -> Reducer:
+        return dataclasses.replace(self, counts=tuple(counts[layer] for layer in sorted(counts)))
+
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        # Squares of the values; attention times norm in each head.
+        return n * shape.width + n * shape.num_heads
+
+    def score(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del context
+        values = attention.values().astype(jnp.float32)
+        norm = jnp.sqrt((values * values).sum(axis=-1))
+        score = jnp.einsum("bhn,bnh->bn", attention.class_row(), norm)
+        if state.valid is not None:
+            score = score * state.valid
+        return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
+
+    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
+        del context
+        if state.valid is None:
+            return None
+        return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
+
+    def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
+        return super().acts(layer, n, shape) or self._samples(layer, shape)
+
+    def _samples(self, layer: int, shape: ViTShape) -> bool:
+        # As many slots as tokens are no reason not to sample: that leaves some of them empty.
+        if self.merger is not None or layer not in self.stages(shape):
+            return False
+        return self.of_start(self.stages(shape).index(layer), shape.patches) < shape.patches
+
+    def _reduces(self, state: TokenState, context: BlockContext) -> bool:
+        return super()._reduces(state, context) or self._samples(context.layer, context.shape)
+
+    def reduce(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> TokenState:
+        stage = self.stage(context)
+        score = self.score(state, context, attention)
+        slots = StageReducer.stage_count(self, stage, state.count, context.shape)
+        if self.merger is not None:
+            counts = self._merged(stage, state.count, slots)[1]
+            # Scores are below 1: what was sampled comes first.
+            priority = sample(score, None, counts.attentive) + score
+            return self.merger(state, score, counts, priority)
+        picked = sample(score, state.valid, self.of_start(stage, context.shape.patches))
+        rank = inverse_index(argtopk(jnp.where(picked, score, -1.0), slots), state.count)
+        survives = picked & (rank >= 0)
+        # Stable: survivors in index order, then tokens to fill the empty slots with.
+        index = argtopk(survives.astype(jnp.float32), slots)
+        return state.replace_tokens(
+            gather_tokens(state.tokens, index),
+            jnp.where(survives, inverse_index(index, state.count), -1),
+            gather_tokens(state.kind, index),
+            valid=gather_tokens(survives, index).astype(jnp.float32),
+        )
+
+
+def sample(
+    score: Float[Array, "b n"], valid: Float[Array, "b n"] | None, points: int
+) -> Bool[Array, "b n"]:
+    """Inverse transform sampling at fixed points.
+
+    Args:
+      score: sums to 1.
+      valid: 0 where there is no token; None where all are real.
+      points: their number, S - 1.
+
+    Returns:
+      Whether some point lies nearest to a token's cumulative score, ties to the lower index.
+    """
+    score = jax.lax.stop_gradient(score)
+    cumulative = jnp.cumsum(score, axis=-1)
+    if valid is not None:
+        cumulative = jnp.where(valid > 0, cumulative, jnp.inf)
+    at = (2 * jnp.arange(points) + 1) / (2 * (points + 1))
+    nearest = jnp.argmin(jnp.abs(cumulative[:, None, :] - at[:, None]), axis=-1)
+    return (nearest[:, :, None] == jnp.arange(score.shape[1])).any(axis=1)

@@ -1,0 +1,143 @@
+"""Evo-ViT: Slow-Fast Token Evolution (Xu et al., AAAI 2022, arXiv 2108.01390).
+
+A global class attention `g` runs along with the blocks: the class token's attention summed over
+heads, averaged with what came before, `g <- (1 - t) g + t new`. At the start of a stage (blocks 4
+and 8, from 0) the `floor(keep_rate * n)` patches with the highest g go on and are updated; the
+others wait as placeholders and come back as they were after the stage's last block (7 and 11), so
+that every stage chooses from all patches. The head reads the mean of the patch tokens.
+
+As the authors' program for DeiT has it: no representative token evolves for the placeholders, and
+only patches that are updated have their g updated. The second head that the authors train on the
+class token is not here; it takes no part in inference.
+
+"evovit+tdm": the tokens of a stage are TDM's, attentive ones and clusters of the others. After its
+last block every patch comes back with the change that its token went through, as the paper's fast
+updating has it for its single representative token.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, ViTShape
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.token_state import TokenState
+
+HEADS = ("mean", "class")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvoViT(PruneReducer):
+    """Updates the patches with the highest global class attention, and lets the others wait.
+
+    Attributes:
+      layers: the blocks where a stage starts; it lasts until the next one starts.
+      tradeoff: weight of the new class attention in the global one; one for all blocks, or one for
+        each. The authors' published models have 1 in the first four blocks and 0.5 elsewhere.
+      head: what the classifier reads: "mean" of the patch tokens, as the authors train it, or the
+        "class" token, for weights that were trained that way (a plain DeiT's).
+    """
+
+    keep_rate: float | tuple[float, ...] = 0.5
+    layers: tuple[int, ...] | None = (4, 8)
+    tradeoff: float | tuple[float, ...] = 0.5
+    head: str = "mean"
+
+    before: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in HEADS:
+            raise unknown("EvoViT head", self.head, HEADS)
+        if not isinstance(self.tradeoff, (int, float)):
+            object.__setattr__(self, "tradeoff", tuple(self.tradeoff))
+        each = self.tradeoff if isinstance(self.tradeoff, tuple) else (self.tradeoff,)
+        if not all(0 <= t <= 1 for t in each):
+            raise InputError(f"EvoViT: tradeoff must be in [0, 1]; got {self.tradeoff}")
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        if not shape.class_token:
+            raise InputError(
+                "EvoViT scores by class attention: expected a class token; the model has none"
+            )
+        if self.stages(shape)[:1] == (0,):
+            raise InputError(
+                "EvoViT: before block 0 there is no class attention yet; expected layers from 1; "
+                f"got {self.stages(shape)}"
+            )
+        if isinstance(self.tradeoff, tuple) and len(self.tradeoff) != shape.depth:
+            raise InputError(
+                f"EvoViT: tradeoff must be one number or one for each of the {shape.depth} blocks; "
+                f"got {len(self.tradeoff)}"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del patches
+        return math.floor(self.rate(stage) * n + 1e-9)
+
+    def ends(self, layer: int, shape: ViTShape) -> bool:
+        """Whether a stage ends with this block."""
+        starts = self.stages(shape)
+        return bool(starts) and layer >= starts[0] and layer + 1 in (*starts, shape.depth)
+
+    def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
+        plan = super().block_plan(layer, n, shape)
+        return plan._replace(out=shape.patches) if self.ends(layer, shape) else plan
+
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        stage = super().macs(layer, n, shape) if layer in self.stages(shape) else 0
+        # The two products of the running average.
+        return stage + (2 * self.block_plan(layer, n, shape).attention if layer else 0)
+
+    def score(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del context, attention
+        return state.carry["attention"]
+
+    def reduce(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> TokenState:
+        chosen = super().reduce(state, context, attention)
+        return chosen.replace(carry={**state.carry, "home": state.tokens, "start": chosen.tokens})
+
+    def after_attention(
+        self, state: TokenState, context: BlockContext, attention: Attention
+    ) -> TokenState:
+        new = attention.class_row().sum(axis=1) / jnp.maximum(state.size, 1.0)
+        # Per patch, wherever its token stands now; those that wait keep what they had.
+        new = gather_tokens(new, jnp.maximum(state.assign, 0))
+        if "attention" in state.carry:
+            t = self.tradeoff[context.layer] if isinstance(self.tradeoff, tuple) else self.tradeoff
+            old = state.carry["attention"]
+            new = jnp.where(state.assign >= 0, (1 - t) * old + t * new, old)
+        return state.replace(carry={**state.carry, "attention": new})
+
+    def after_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        if "home" not in state.carry or not self.ends(context.layer, context.shape):
+            return state
+        carry = dict(state.carry)
+        home, start = carry.pop("home"), carry.pop("start")
+        stand = jnp.maximum(state.assign, 0)
+        changed = gather_tokens(state.tokens, stand)
+        if self.merger is not None:
+            shared = gather_tokens(state.size, stand)[..., None] > 1
+            changed = jnp.where(shared, home + changed - gather_tokens(start, stand), changed)
+        tokens = jnp.where((state.assign >= 0)[..., None], changed, home)
+        return TokenState.start(state.prefix, tokens).replace(
+            dropped_values=state.dropped_values, carry=carry
+        )
+
+    def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
+        del shape
+        if self.head == "class":
+            return state
+        mean = state.tokens.astype(jnp.float32).mean(axis=1, keepdims=True)
+        prefix = jnp.concatenate([mean.astype(state.prefix.dtype), state.prefix[:, 1:]], axis=1)
+        return state.replace(prefix=prefix)

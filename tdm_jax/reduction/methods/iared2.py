@@ -1,0 +1,149 @@
+"""IA-RED2: redundancy reduction by policies (Pan et al., NeurIPS 2021, arXiv 2106.12620).
+
+The blocks fall into groups, and before each (blocks 0, 4 and 8 of 12) a multi-head interpreter
+judges every patch token x against the class token p:
+
+    I(x) = 1/H sum_h sigmoid(<q_h(x), k_h(p)> / sqrt(d/H))
+
+with q and k linear maps of the tokens, normalised to mean 0 and variance 1.
+
+In training each token that is still there stays with probability I(x), drawn anew, and masked
+tokens are hidden. The interpreters learn by REINFORCE with the reward
+
+    R = 1 - (mean over groups of the kept share)^2 if the answer is right, else -penalty
+
+and the loss `-(R - baseline) * mean over groups of the mean log-probability of the draws`. They see
+detached tokens, so that only this loss moves them, and this loss moves only them. At inference
+stage s keeps the `floor(patches * keep_rate^(s+1))` highest I, ordered by it.
+
+Settled here, as the authors released no program: the normalised tokens and the scale inside the
+sigmoid, which would else be saturated in deep blocks; sums of log-probabilities are means, so that
+the loss does not grow with the image; the baseline is the batch's mean reward instead of the reward
+of a second, greedy pass; all groups and the backbone learn together instead of in turns; draws
+follow `0.8 I + 0.2 (1 - I)`, so that a policy that is sure of itself still explores.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.learned import (
+    LearnedPruner,
+    mask_tokens,
+    recorded,
+    still_there,
+    training_key,
+)
+from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.token_state import TokenState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IARED2(LearnedPruner):
+    """Keeps the tokens that a policy, rewarded for right and cheap answers, finds informative.
+
+    Attributes:
+      penalty: what a wrong answer costs.
+      exploration: share of the probability that is turned over when drawing, in [0, 0.5).
+      policy_weight: of the policy's loss.
+    """
+
+    layers: tuple[int, ...] | None = (0, 4, 8)
+    penalty: float = 0.5
+    exploration: float = 0.2
+    policy_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.exploration < 0.5:
+            raise InputError(f"IARED2: exploration must be in [0, 0.5); got {self.exploration}")
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        if not shape.class_token:
+            raise InputError("IARED2 judges tokens by the class token; got a model without one")
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del n
+        return self.of_start(stage, patches)
+
+    def init(self, key: Array, shape: ViTShape) -> Weights:
+        # Wide enough for the judgements of fresh interpreters to differ.
+        normal, d = jax.nn.initializers.lecun_normal(), shape.width
+        weights = {}
+        for stage in range(len(self.stages(shape))):
+            token, judge = jax.random.split(jax.random.fold_in(key, stage))
+            weights[stage_name(stage)] = {
+                "token": {"kernel": normal(token, (d, d)), "bias": jnp.zeros((d,))},
+                "class": {"kernel": normal(judge, (d, d)), "bias": jnp.zeros((d,))},
+            }
+        return weights
+
+    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+        names = {
+            f"{part}.{name}": f"{part}/{leaf}"
+            for part in ("token", "class")
+            for name, leaf in (("weight", "kernel"), ("bias", "bias"))
+        }
+        return import_stages(self, arrays, "interpreter", names)
+
+    def score_macs(self, n: int, shape: ViTShape) -> int:
+        d = shape.width
+        # Two linear maps, the products, and the mean over heads.
+        return (n + 1) * d * d + n * d + n
+
+    def score(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del attention
+        weights, heads = context.weights[stage_name(self.stage(context))], context.shape.num_heads
+
+        def project(x: Array, part: str) -> Array:
+            x = jax.lax.stop_gradient(x).astype(jnp.float32)
+            x = jax.nn.standardize(x, epsilon=1e-6)
+            x = x @ weights[part]["kernel"] + weights[part]["bias"]
+            return x.reshape(*x.shape[:2], heads, -1)
+
+        q, k = project(state.tokens, "token"), project(state.prefix[:, :1], "class")
+        informative = jnp.einsum("bnhk,bmhk->bnhm", q, k)[..., 0] * q.shape[-1] ** -0.5
+        return jax.nn.sigmoid(informative).mean(axis=-1)
+
+    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
+        del share  # The reward, not the schedule, says how many stay in training.
+        there, score = still_there(state), self.score(state, context, None)
+        probability = score + self.exploration * (1 - 2 * score)
+        stays = jax.random.bernoulli(training_key(self, context), probability)
+        drawn = jnp.log(jnp.where(stays, probability, 1 - probability))
+        drawn = (drawn * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
+        state = mask_tokens(state, stays * there)
+        state = recorded(state, "kept", state.valid.mean(axis=1))
+        return recorded(state, "log_probability", drawn)
+
+    def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
+        del teacher
+        if "kept" not in info.carry:
+            return {}
+        right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
+        reward = rewards(right, info.carry["kept"], self.penalty)
+        return {"policy": self.policy_weight * policy_loss(reward, info.carry["log_probability"])}
+
+
+def rewards(
+    right: Bool[Array, " b"], kept: Float[Array, "b s"], penalty: float
+) -> Float[Array, " b"]:
+    """`1 - (mean kept share)^2` for a right answer, `-penalty` for a wrong one."""
+    return jnp.where(right, 1 - kept.mean(axis=1) ** 2, -penalty)
+
+
+def policy_loss(
+    reward: Float[Array, " b"], log_probability: Float[Array, "b s"]
+) -> Float[Array, ""]:
+    """REINFORCE: `-mean_b((R - mean R) log p)`. No gradient flows through the rewards."""
+    advantage = jax.lax.stop_gradient(reward - reward.mean())
+    return -(advantage * log_probability.mean(axis=1)).mean()

@@ -1,0 +1,32 @@
+"""Random dropping: the honest baseline that every method should be shown beside.
+
+The counts and places of Top-K, the choice by chance. Each image of a batch has its own draw. With
+`rngs={"reducer": key}` the draws follow that key, as in training; without it they follow `seed`, so
+that an evaluation is reproducible.
+"""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float
+
+from tdm_jax.reduction.contract import Attention, BlockContext, random_key
+from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.token_state import TokenState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Random(PruneReducer):
+    """Keeps tokens at random.
+
+    Attributes:
+      seed: of the draws, where the caller gives no key.
+    """
+
+    seed: int = 0
+
+    def score(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> Float[Array, "b n"]:
+        del attention
+        return jax.random.uniform(random_key(context, self.seed), state.tokens.shape[:2])

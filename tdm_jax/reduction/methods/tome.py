@@ -1,0 +1,124 @@
+"""ToMe: Token Merging, Your ViT But Faster (Bolya et al., ICLR 2023, arXiv 2210.09461).
+
+In every block, between attention and MLP, r tokens are merged into others that are alike:
+
+1. All tokens alternate by position, the prefix counted: even positions are A, odd ones B.
+2. Each patch token of A finds its most similar one in B: cosine of the keys, averaged over heads.
+3. The r pairs that are most alike merge, at most half of the tokens; a token of B may take several.
+   A merged token is the mean of its patches: `sum(s_i x_i) / sum(s_i)` with sizes s.
+4. What is left of A stands before B, both in order of position.
+
+Prefix tokens neither merge nor are merged into. With proportional attention each key's logit gets
+`log(s)` added (equation 1): off the shelf the method needs it, a model trained with ToMe may do
+without.
+
+The authors set r by hand (13 in DeiT-S at 224 pixels). A single keep rate, as other methods have
+it, becomes the constant r that costs about the same, see `with_constant_r`.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdm_jax.errors import InputError
+from tdm_jax.ops.distances import cosine_similarity
+from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
+from tdm_jax.ops.merging import Merge
+from tdm_jax.ops.ordering import argtopk
+from tdm_jax.reduction.contract import Attention, BlockContext, StageReducer, ViTShape, ceil, plan
+from tdm_jax.reduction.schedules import removals
+from tdm_jax.reduction.token_state import TokenState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToMe(StageReducer):
+    """Merges the r most similar pairs of tokens.
+
+    Attributes:
+      proportional_attention: whether a token counts in the attention as often as it has patches.
+    """
+
+    layers: tuple[int, ...] | None = None
+    proportional_attention: bool = True
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        most = 0 if self.r is None else max(removals(self.r, self.ramp, len(self.stages(shape))))
+        if most > shape.patches // 2:
+            raise InputError(
+                f"ToMe: r must be at most half of the {shape.patches} patches; got {most}"
+            )
+
+    def count(self, stage: int, n: int, patches: int) -> int:
+        del patches
+        return ceil(self.rate(stage) * n)
+
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        if self.by_rate and not isinstance(self.keep_rate, tuple):
+            return with_constant_r(self, shape).stage_count(stage, n, shape)
+        count, half = super().stage_count(stage, n, shape), n - n // 2
+        if count < half and self.r is None:
+            raise InputError(
+                f"ToMe: a stage merges at most half of its {n} tokens; expected a count of at "
+                f"least {half}; got {count}"
+            )
+        # As in the authors' program, r shrinks where too few tokens are left.
+        return max(count, half)
+
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        if self.block_plan(layer, n, shape) == (n, n, n):
+            return 0
+        t, k = n + shape.prefix, shape.width // shape.num_heads
+        # The mean of the keys, their similarities, and the sizes times the tokens.
+        return t * k + (t // 2) * (t - t // 2) * k + t * shape.width
+
+    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
+        merged = any(layer < context.layer for layer in self.stages(context.shape))
+        if not self.proportional_attention or not merged:
+            return None
+        ones = jnp.ones(state.prefix.shape[:2], state.size.dtype)
+        return jnp.concatenate([ones, state.size], axis=1)
+
+    def reduce(
+        self, state: TokenState, context: BlockContext, attention: Attention | None
+    ) -> TokenState:
+        n, prefix = state.count, context.shape.prefix
+        merging = n - self.stage_count(self.stage(context), n, context.shape)
+        a, b = prefix % 2, 1 - prefix % 2  # where they begin; then every second token
+        metric = attention.keys().astype(jnp.float32).mean(axis=2)
+        similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
+        _, sources, others = similarity.shape
+        rank = inverse_index(argtopk(similarity.max(axis=-1), sources), sources)
+        order = argtopk(
+            (rank >= merging).astype(jnp.float32), sources
+        )  # those that stay come first
+        left, gone = order[:, : sources - merging], order[:, sources - merging :]
+        merge = Merge(
+            keep=jnp.concatenate([a + 2 * left, b + 2 * leading_indices(others, left)], axis=1),
+            gone=a + 2 * gone,
+            into=sources - merging + jnp.argmax(gather_tokens(similarity, gone), axis=-1),
+        )
+        return state.merge([merge], state.size)
+
+
+@functools.lru_cache(maxsize=64)
+def with_constant_r(reducer: ToMe, shape: ViTShape) -> ToMe:
+    """The constant r that stands for a single keep rate.
+
+    It is the r with which the blocks see, on average, most nearly as many tokens as with a method
+    that keeps this rate in three stages, a quarter, a half and three quarters of the way.
+    """
+    rate, quarter = float(reducer.keep_rate), shape.depth / 4
+    goal, n = 0.0, float(shape.patches)
+    for layer in range(shape.depth):
+        before, n = n, shape.patches * rate ** min(int(layer / quarter), 3)
+        goal += (before + n) / 2
+
+    def distance(r: int) -> float:
+        blocks = plan(dataclasses.replace(reducer, r=r), shape)
+        return abs(sum((block.attention + block.mlp) / 2 for block in blocks) - goal)
+
+    best = min(range(shape.patches // 2 + 1), key=distance)
+    return dataclasses.replace(reducer, r=best)

@@ -1,0 +1,156 @@
+"""The token set of a batch: what a reducer is given and gives back, and how it changes."""
+
+import enum
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from tdm_jax.ops.gathering import (
+    gather_sequence,
+    gather_tokens,
+    inverse_index,
+    leading_indices,
+    one_hot,
+)
+from tdm_jax.ops.merging import Merge, merge_groups
+
+
+class TokenKind(enum.IntEnum):
+    """What a token is made of, for pictures and for readers of the source map."""
+
+    KEPT = 0
+    MATCHED = 1
+    CLUSTER = 2
+    FUSED = 3
+
+
+@struct.dataclass
+class TokenState:
+    """The tokens of a batch at one point of the network, and what they stand for.
+
+    Attributes:
+      prefix: class, distillation and register tokens; every reducer lets them pass.
+      tokens: patch tokens, or what has become of them.
+      assign: for each patch of the image the index of the token that stands for it, -1 once it
+        has been dropped. A partition: no patch is counted twice.
+      size: how many patches each token stands for.
+      kind: the `TokenKind` of each token.
+      valid: 1 for a real token, 0 for an empty or masked slot; None where all are real. Float,
+        so that the gradient of a straight-through mask can pass.
+      dropped_values: the value each dropped patch had when it was dropped; None unless asked for.
+      carry: what a method hands from one block to the next.
+    """
+
+    prefix: Float[Array, "b s d"]
+    tokens: Float[Array, "b n d"]
+    assign: Int[Array, "b p"]
+    size: Float[Array, "b n"]
+    kind: Int[Array, "b n"]
+    valid: Float[Array, "b n"] | None = None
+    dropped_values: Float[Array, "b p d"] | None = None
+    carry: dict[str, Any] = struct.field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls,
+        prefix: Float[Array, "b s d"],
+        tokens: Float[Array, "b n d"],
+        keep_dropped: bool = False,
+    ) -> "TokenState":
+        """The state before the first block: each token stands for its own patch."""
+        shape = tokens.shape[:2]
+        return cls(
+            prefix=prefix,
+            tokens=tokens,
+            assign=leading_indices(shape[1], tokens),
+            size=jnp.ones(shape, jnp.float32),
+            kind=jnp.full(shape, TokenKind.KEPT),
+            dropped_values=jnp.zeros_like(tokens) if keep_dropped else None,
+        )
+
+    @property
+    def count(self) -> int:
+        """Patch tokens now."""
+        return self.tokens.shape[1]
+
+    def sequence(self) -> Float[Array, "b t d"]:
+        """Prefix and patch tokens as one sequence."""
+        return jnp.concatenate([self.prefix, self.tokens], axis=1)
+
+    def with_sequence(self, sequence: Float[Array, "b t d"]) -> "TokenState":
+        """The inverse of `sequence`: the same set with new values."""
+        s = self.prefix.shape[1]
+        return self.replace(prefix=sequence[:, :s], tokens=sequence[:, s:])
+
+    def replace_tokens(
+        self,
+        tokens: Float[Array, "b m d"],
+        route: Int[Array, "b n"],
+        kind: Int[Array, "b m"],
+        valid: Float[Array, "b m"] | None = None,
+    ) -> "TokenState":
+        """Replaces the token set; sizes, source map and last values follow from `route`.
+
+        Args:
+          tokens: the new tokens.
+          route: for each old token the index of the new one that stands for it, -1 if dropped.
+          kind: what each new token is made of.
+          valid: 0 for empty slots, None where all are real.
+        """
+        joined = one_hot(route, tokens.shape[1])  # [b, n, m]
+        alive = self.assign >= 0
+        moved = gather_tokens(route, jnp.maximum(self.assign, 0))
+        dropped_values = self.dropped_values
+        if dropped_values is not None:
+            dropped = alive & (moved < 0)
+            before = gather_tokens(self.tokens, jnp.maximum(self.assign, 0))
+            dropped_values = jnp.where(dropped[..., None], before, dropped_values)
+        return self.replace(
+            tokens=tokens.astype(self.tokens.dtype),
+            assign=jnp.where(alive, moved, -1),
+            size=jnp.einsum("bn,bnm->bm", self.size, joined),
+            kind=kind,
+            valid=valid,
+            dropped_values=dropped_values,
+        )
+
+    def select(self, index: Int[Array, "b k"]) -> "TokenState":
+        """Keeps the tokens at `index`, in that order, and drops the others."""
+        s = self.prefix.shape[1]
+        x = gather_sequence(
+            self.sequence(), jnp.concatenate([leading_indices(s, index), s + index], axis=1)
+        )
+        valid = None if self.valid is None else gather_tokens(self.valid, index)
+        route = inverse_index(index, self.count)
+        state = self.replace_tokens(x[:, s:], route, gather_tokens(self.kind, index), valid)
+        return state.replace(prefix=x[:, :s])
+
+    def merge(self, groups: Sequence[Merge], weight: Float[Array, "b n"]) -> "TokenState":
+        """Keeps some tokens, averages others into them, and drops the rest.
+
+        Args:
+          groups: which; no token is in two of them.
+          weight: of each token in an average.
+
+        Returns:
+          The state whose tokens are each group's `keep`, in that order; MATCHED where others
+          joined.
+        """
+        s = self.prefix.shape[1]
+        x = merge_groups(self.sequence(), weight, groups)
+        merge = functools.reduce(Merge.beside, groups)
+        joined = one_hot(merge.into, merge.keep.shape[1], bool).any(axis=1)
+        kind = jnp.where(joined, TokenKind.MATCHED, gather_tokens(self.kind, merge.keep))
+        return self.replace_tokens(x[:, s:], merge.route(self.count), kind).replace(prefix=x[:, :s])
+
+    def append(self, token: Float[Array, "b 1 d"], kind: int) -> "TokenState":
+        """Adds a token that stands for no patch."""
+        return self.replace(
+            tokens=jnp.concatenate([self.tokens, token.astype(self.tokens.dtype)], axis=1),
+            size=jnp.pad(self.size, ((0, 0), (0, 1))),
+            kind=jnp.pad(self.kind, ((0, 0), (0, 1)), constant_values=kind),
+        )

@@ -1,0 +1,232 @@
+"""From checked settings to all that a training run is made of, before anything is compiled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from tdm_jax import data
+from tdm_jax.checkpoint import describe, load_pretrained
+from tdm_jax.data import DataConfig, make_config
+from tdm_jax.data.device_transforms import mixes
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.models.registry import create_model
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel import sharding
+from tdm_jax.reduction import Reducer, make_reducer
+from tdm_jax.training import optim
+from tdm_jax.training.config import Settings
+from tdm_jax.training.keep_rate_schedule import Phase, at_keep_rate, phases
+from tdm_jax.training.sparse_training import sparse
+from tdm_jax.training.step import Recipe, TrainState, init_state
+from tdm_jax.training.workdir import trained_model
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What to train, on what, for how long.
+
+    Attributes:
+      settings: where the rest comes from.
+      recipe: the training step's, with the model as it is at the end of training.
+      steps: length of the training.
+      steps_per_epoch: need not be whole.
+      phases: the keep rate's way, one compiled step each; their first steps ascend from 0.
+      evaluated: what to evaluate, by the prefix of its metrics: "" is the model itself, then the
+        further keep rates.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    steps: int
+    steps_per_epoch: float
+    phases: tuple[Phase, ...]
+    evaluated: dict[str, VisionTransformer]
+
+    @property
+    def model(self) -> VisionTransformer:
+        """The model with the reducer that training ends with."""
+        return self.recipe.model
+
+    @property
+    def data(self) -> DataConfig:
+        """Where images come from."""
+        return self.recipe.data
+
+    def phase(self, step: int) -> int:
+        """Index of the phase that `step` belongs to."""
+        return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
+
+    def phase_recipe(self, index: int) -> Recipe:
+        """The training step's recipe during a phase."""
+        model = self.model.clone(reducer=self.phases[index].reducer)
+        return dataclasses.replace(self.recipe, model=model)
+
+    def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (default: all of them).
+
+        Raises:
+          InputError: the mesh does not cover them, or the batch does not divide over them.
+        """
+        mesh = sharding.make_mesh(self.settings.mesh, devices)
+        sharding.check_batch(
+            mesh,
+            self.data.batch_size,
+            accumulate=self.settings.accumulate,
+            pairs=mixes(self.data),
+            name="data.batch_size",
+        )
+        return mesh
+
+    def random_state(self) -> TrainState:
+        """The state before the first step, with fresh parameters: the same for every sharding."""
+        return init_state(self.recipe, _init(self.model, self.settings.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the training state; nothing is computed."""
+        return jax.eval_shape(self.random_state)
+
+
+def make_experiment(
+    settings: Settings,
+    *,
+    teacher: VisionTransformer | None = None,
+    dataset: tuple[int, int] | None = None,
+) -> Experiment:
+    """Builds what `settings` ask for.
+
+    Args:
+      settings: from `settings.parse`.
+      teacher: the teacher's model, where `settings.distill` has one.
+      dataset: training examples and classes; None to look at the data, which then must be there.
+
+    Raises:
+      InputError: names are unknown, the data are missing, or values do not fit together.
+    """
+    source = data_config(settings)
+    if dataset is None:
+        dataset = data.num_examples(source, "train"), data.num_classes(source)
+    examples, classes = dataset
+    model = make_model(settings, source, classes)
+    steps_per_epoch = examples / source.batch_size
+    steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
+    schedule = optim.learning_rate(
+        settings.optim, batch_size=source.batch_size, steps=steps, steps_per_epoch=steps_per_epoch
+    )
+    recipe = Recipe(
+        model=model,
+        optimizer=sparse(optim.make_optimizer(settings.optim, schedule), settings.sparse, steps),
+        schedule=schedule,
+        data=source,
+        num_classes=model.num_classes,
+        seed=settings.seed,
+        ema_decay=settings.optim.ema_decay,
+        accumulate=settings.accumulate,
+        distill=settings.distill,
+        teacher=teacher,
+    )
+    way = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
+    evaluated = {"": model} | {
+        f"keep{rate:g}/": model.clone(reducer=at_keep_rate(model.reducer, rate))
+        for rate in settings.eval.keep_rates
+    }
+    for variant in (*(model.clone(reducer=phase.reducer) for phase in way), *evaluated.values()):
+        _check_same_weights(model, variant)
+    return Experiment(settings, recipe, steps, steps_per_epoch, way, evaluated)
+
+
+def data_config(settings: Settings) -> DataConfig:
+    """The data configuration, with the experiment's seed unless it has its own."""
+    return make_config({"seed": settings.seed, **settings.data})
+
+
+def make_model(settings: Settings, source: DataConfig, classes: int) -> VisionTransformer:
+    """The model, for the image size, channels and classes of its data."""
+    given = dict(settings.model)
+    if "dtype" in given:
+        given["dtype"] = _dtype(given["dtype"])
+    of_data = {
+        "image_size": source.image_size,
+        "in_channels": source.channels,
+        "num_classes": classes,
+    }
+    for name, value in of_data.items():
+        mine = given.setdefault(name, value)
+        if mine != value:
+            raise InputError(f"model.{name} is {mine}, but the data ({source.name}) have {value}")
+    return create_model(**given, reducer=reducer_of(settings.reducer))
+
+
+def reducer_of(given: dict[str, Any]) -> Reducer:
+    """The reducer of a configuration; a keep_rate of 0 and layers of () are the method's own."""
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if not (name == "keep_rate" and value == 0) and not (name == "layers" and not value)
+    }
+    if chosen.get("name") == "none":
+        # The other settings wait for a method to be named on the command line.
+        return Reducer()
+    return make_reducer(**chosen)
+
+
+def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
+    """The parameters of `settings.init_from`, on the host: every process has its own copy.
+
+    Raises:
+      InputError: the checkpoint is unreadable, or of another model.
+    """
+    loaded, params = load_pretrained(
+        trained_model(settings.init_from),
+        model.reducer,
+        num_classes=model.num_classes,
+        image_size=model.image_size,
+        reset_head=settings.reset_head,
+        fresh_reducer=True,
+    )
+    theirs, mine = describe(loaded), describe(model)
+    other = [
+        f"{key} {theirs[key]}, expected {mine[key]}" for key in mine if theirs[key] != mine[key]
+    ]
+    if other:
+        raise InputError(f"{settings.init_from} is another model: got {'; '.join(other)}")
+    return jax.tree.map(np.asarray, params)
+
+
+def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
+    """The teacher, unreduced, and its parameters; (None, None) without distillation."""
+    path = settings.distill.teacher
+    if not path:
+        return None, None
+    if path == "init_from":
+        path = settings.init_from
+    dtype = {"dtype": _dtype(settings.model["dtype"])} if "dtype" in settings.model else {}
+    model, params = load_pretrained(trained_model(path), "none", **dtype)
+    return model, jax.tree.map(np.asarray, params)
+
+
+def _dtype(name: str) -> Any:
+    if name not in DTYPES:
+        raise unknown("model.dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _init(model: VisionTransformer, seed: int) -> PyTree:
+    size = (1, *model.image_size, model.in_channels)
+    return model.init(jax.random.key(seed), jnp.zeros(size))
+
+
+def _check_same_weights(model: VisionTransformer, other: VisionTransformer) -> None:
+    mine, theirs = (jax.eval_shape(lambda m=m: _init(m, 0)) for m in (model, other))
+    if mine != theirs:
+        raise InputError(
+            f"the weights of {type(model.reducer).__name__} change shape with the keep rate; "
+            "expected keep_warmup.end_epoch=0 and eval.keep_rates=()"
+        )

@@ -1,0 +1,246 @@
+"""One step of training and of evaluation: pure functions of their arguments, no I/O.
+
+Everything random in a step comes from `fold_in(key(seed), step)`, so a step can be repeated from
+its state and batch alone, on any number of devices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+from jax.stages import Lowered
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from tdm_jax.data import DataConfig
+from tdm_jax.data.device_transforms import augment_batch, normalise
+from tdm_jax.parallel.sharding import (
+    batch_sharding,
+    gather_params,
+    replicated,
+    scatter_grads,
+    state_shardings,
+)
+from tdm_jax.training import losses, metrics
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes from step to step.
+
+    Attributes:
+      step: number of updates so far, int32 [].
+      params: what `model.init` returns, in float32.
+      opt_state: the optimiser's moments and count.
+      ema: exponential moving average of `params`; {} if the recipe keeps none.
+    """
+
+    step: PyTree
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a training step is compiled for.
+
+    Attributes:
+      model: the student, with its reducer.
+      optimizer: turns gradients into updates.
+      schedule: the optimiser's learning rate, for the metrics.
+      data: what augmentation and normalisation need to know.
+      num_classes: width of the targets.
+      seed: root of all randomness.
+      ema_decay: decay of the averaged weights; 0 keeps none.
+      accumulate: parts that the batch is split into, one after another, to save memory. Without
+        drop path or a stochastic reducer the update is that of the whole batch.
+      distill: how a teacher takes part.
+      teacher: the teacher's model; None without distillation.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: Callable
+    data: DataConfig
+    num_classes: int
+    seed: int = 0
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    distill: losses.DistillConfig = losses.NO_DISTILLATION
+    teacher: nn.Module | None = None
+
+
+def init_state(recipe: Recipe, params: PyTree) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=recipe.optimizer.init(params),
+        # A copy: a step donates its state, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if recipe.ema_decay > 0.0 else {},
+    )
+
+
+def train_step(
+    recipe: Recipe,
+    state: TrainState,
+    batch: Mapping[str, ArrayLike],
+    teacher_params: PyTree = None,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Augments a batch, and follows the gradient of its mean loss.
+
+    Args:
+      recipe: static; close over it before `jax.jit`.
+      state: the state; may be donated.
+      batch: `image` uint8 [b, h, w, c] and `label` int32 [b].
+      teacher_params: the teacher's parameters, if the recipe has one.
+      mesh: that the state is split over; None for one device.
+
+    Returns:
+      The next state, and `loss`, its parts, `grad_norm` and `learning_rate` of this step.
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    augment_key, model_key = jax.random.split(key)
+    images, targets = augment_batch(
+        augment_key, batch["image"], batch["label"], recipe.data, recipe.num_classes
+    )
+
+    def loss(params: PyTree, key: Array, images: Array, targets: Array) -> tuple[Array, Metrics]:
+        return _loss(recipe, params, teacher_params, key, images, targets)
+
+    params = state.params
+    gradient = jax.grad(loss, has_aux=True)
+    if mesh is not None:
+        params, teacher_params = gather_params(mesh, (params, teacher_params))
+        gradient = _scattered(gradient, mesh)
+    if recipe.accumulate > 1:
+        gradient = _accumulated(gradient, recipe.accumulate)
+    grads, values = gradient(params, model_key, images, targets)
+
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if recipe.ema_decay > 0.0:
+        ema = optax.incremental_update(params, state.ema, 1.0 - recipe.ema_decay)
+    values |= {
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
+    }
+    return TrainState(state.step + 1, params, opt_state, ema), values
+
+
+def eval_step(
+    model: nn.Module, params: PyTree, batch: Mapping[str, ArrayLike], data: DataConfig
+) -> Metrics:
+    """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss."""
+    logits = model.apply(params, normalise(batch["image"], data.mean, data.std))
+    return metrics.sums(logits, batch["label"], batch["mask"] > 0)
+
+
+def lower_train_step(
+    recipe: Recipe, mesh: Mesh, state: TrainState, teacher_params: PyTree = None
+) -> Lowered:
+    """The training step over a mesh, ready to compile; `state` (shapes suffice) is donated."""
+    shardings = state_shardings(mesh, state)
+    teacher = state_shardings(mesh, teacher_params)
+    step = jax.jit(
+        functools.partial(train_step, recipe, mesh=mesh),
+        in_shardings=(shardings, batch_sharding(mesh), teacher),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    batch = _abstract_batch(recipe.data, recipe.data.batch_size)
+    return step.lower(state, batch, teacher_params)
+
+
+def lower_eval_step(
+    model: nn.Module, data: DataConfig, batch_size: int, mesh: Mesh, params: PyTree
+) -> Lowered:
+    """The evaluation step over a mesh, ready to compile; of `params` shapes suffice."""
+    step = jax.jit(
+        lambda params, batch: eval_step(model, gather_params(mesh, params), batch, data),
+        in_shardings=(state_shardings(mesh, params), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    batch = _abstract_batch(data, batch_size)
+    batch["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    return step.lower(params, batch)
+
+
+def _abstract_batch(data: DataConfig, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        "image": jax.ShapeDtypeStruct((size, *data.image_size, data.channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+
+def _loss(
+    recipe: Recipe,
+    params: PyTree,
+    teacher_params: PyTree,
+    key: Array,
+    images: Float[Array, "b h w c"],
+    targets: Float[Array, "b k"],
+) -> tuple[Float[Array, ""], Metrics]:
+    dropout, reducer = jax.random.split(key)
+    output, info = recipe.model.apply(
+        params,
+        images,
+        train=True,
+        return_info=True,
+        rngs={"dropout": dropout, "reducer": reducer},
+    )
+    # A distilled model answers twice in training; without its token both terms see one answer.
+    logits, distilled = output if isinstance(output, tuple) else (output, output)
+    values = {"cross_entropy": losses.cross_entropy(logits, targets).mean()}
+    total = values["cross_entropy"]
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = recipe.teacher.apply(teacher_params, images, return_info=True)
+        term = losses.distillation(distilled, teacher[0], recipe.distill).mean()
+        values["distillation"] = term
+        total = (1.0 - recipe.distill.weight) * total + recipe.distill.weight * term
+    auxiliary = recipe.model.reducer.losses(info, logits, targets, teacher)
+    total = total + sum(auxiliary.values())
+    return total, values | auxiliary | {"loss": total}
+
+
+def _scattered(gradient: Callable, mesh: Mesh) -> Callable:
+    """`gradient`, reduced to where each parameter lives."""
+
+    def reduced(*args: PyTree) -> tuple[PyTree, Metrics]:
+        grads, values = gradient(*args)
+        return scatter_grads(mesh, grads), values
+
+    return reduced
+
+
+def _accumulated(gradient: Callable, parts: int) -> Callable:
+    """`gradient` over `parts` equal parts of the batch, one after another, averaged."""
+
+    def split(x: Array) -> Array:
+        # Part i takes rows i, i + parts, ...: each device keeps the rows that it holds.
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def averaged(
+        params: PyTree, key: Array, images: Array, targets: Array
+    ) -> tuple[PyTree, Metrics]:
+        def one(total: PyTree, part: tuple) -> tuple[PyTree, Metrics]:
+            grads, values = gradient(params, *part)
+            return jax.tree.map(jnp.add, total, grads), values
+
+        inputs = jax.random.split(key, parts), split(images), split(targets)
+        total, values = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), inputs)
+        return jax.tree.map(lambda g: g / parts, total), {k: v.mean() for k, v in values.items()}
+
+    return averaged

@@ -1,0 +1,133 @@
+"""Costs against the integers in the authors' logs, and against the lowered program."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tdm_jax import create_model, make_reducer
+from tdm_jax.analysis import costs
+from tdm_jax.errors import InputError
+
+SMALL = "deit_small_patch16_224"
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 24,
+    "depth": 4,
+    "num_heads": 2,
+    "num_classes": 5,
+    "layers": (1, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "macs", "tokens"),
+    [
+        (0.7, 3_004_791_637, (138, 97, 69)),
+        (0.6, 2_583_245_078, (116, 69, 42)),
+        (0.5, 2_344_407_958, (102, 53, 28)),
+        (0.4, 2_083_041_474, (82, 36, 17)),
+        (0.3, 1_823_257_894, (59, 20, 8)),
+        (0.2, 1_645_052_990, (40, 10, 4)),
+    ],
+)
+def test_published_tdm_costs_what_the_authors_logged(keep_rate, macs, tokens):
+    reducer = make_reducer("tdm", preset="published", keep_rate=keep_rate)
+    got = costs.count(SMALL, reducer)
+    assert got.macs == macs
+    assert got.tokens[3::3] == tokens
+
+
+def test_unreduced_and_evit_cost_what_torchprofile_counts():
+    assert costs.count(SMALL).macs == 4_603_567_752
+    assert costs.count(SMALL, "evit", 0.7).macs == 3_032_105_162
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("deit_tiny_patch16_224", 5_717_416),
+        ("deit_small_patch16_224", 22_050_664),
+        ("deit_base_patch16_224", 86_567_656),
+    ],
+)
+def test_parameters_are_deits(name, parameters):
+    assert costs.count(name).parameters == parameters
+    assert costs.count(name, "tdm", 0.5).parameters == parameters
+
+
+@pytest.mark.parametrize(("size", "gflops"), [("tiny", 0.8), ("small", 3.0), ("base", 11.5)])
+def test_tdm_lands_on_the_papers_table(size, gflops):
+    assert round(costs.count(f"deit_{size}_patch16_224", "tdm", 0.7).gflops, 1) == gflops
+
+
+def test_matmul_convention_has_a_closed_form_without_reduction():
+    model = create_model(SMALL)
+    t, d, depth = 197, 384, 12
+    blocks = depth * (4 * t * d * d + 2 * t * t * d + 8 * t * d * d)
+    expected = 196 * 768 * d + blocks + d * 1000
+    assert costs.count(model, convention="matmul").macs == expected
+
+
+@pytest.mark.parametrize("name", ["none", "topk", "evit", "tdm", "evit+tdm"])
+def test_matmul_convention_counts_the_lowered_program(name):
+    model = create_model("vit", name, None if name == "none" else 0.5, **tiny(name))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    text = jax.jit(model.apply).lower(params, images).as_text()
+    assert costs.count(model, convention="matmul").macs == lowered_products(text)
+
+
+def tiny(name):
+    return {k: v for k, v in TINY.items() if name != "none" or k != "layers"}
+
+
+def lowered_products(text: str) -> int:
+    """Multiply-adds of the dots and convolutions in StableHLO, each function once per call."""
+    bodies = re.split(r"func\.func (?:public |private )?@", text)[1:]
+    functions = {body.split("(", 1)[0]: body for body in bodies}
+
+    def of(name: str) -> int:
+        total = 0
+        for line in functions[name].splitlines():
+            if call := re.search(r"(?:func\.)?call @(\w+)", line):
+                total += of(call.group(1))
+            elif "stablehlo.dot_general" in line:
+                axes = re.search(r"contracting_dims = \[([\d, ]*)\]", line).group(1)
+                left, out = operand_shapes(line)[0], operand_shapes(line)[-1]
+                contracted = math.prod(left[int(axis)] for axis in axes.split(","))
+                total += contracted * math.prod(out)
+            elif "stablehlo.convolution" in line:
+                _, kernel, out = operand_shapes(line)
+                total += math.prod(kernel[:-1]) * math.prod(out)
+        return total
+
+    return of("main")
+
+
+def operand_shapes(line: str) -> list[list[int]]:
+    types = re.findall(r"tensor<([\dx]*)x?f32>", line.rsplit(" : ", 1)[1])
+    return [[int(side) for side in shape.strip("x").split("x") if side] for shape in types]
+
+
+def test_activation_bytes_shrink_with_the_tokens_and_scale_with_the_depth():
+    plain = create_model("vit", **tiny("none"))
+    reduced = create_model("vit", "tdm", 0.3, **TINY)
+    shallow = create_model("vit", **{**tiny("none"), "depth": 2})
+    assert costs.activation_bytes(reduced) < costs.activation_bytes(plain)
+    assert costs.activation_bytes(shallow) < 0.6 * costs.activation_bytes(plain)
+    # At least the input of each linear map is kept: a lower bound in closed form.
+    assert costs.activation_bytes(plain) >= 4 * 4 * 17 * 24 * (1 + 3 + 1 + 1 + 4)
+
+
+def test_remat_keeps_fewer_bytes():
+    plain = create_model("vit", **tiny("none"))
+    assert costs.activation_bytes(plain.clone(remat=True)) < costs.activation_bytes(plain) / 2
+
+
+def test_unknown_convention_is_refused():
+    with pytest.raises(InputError, match="did you mean 'torchprofile'"):
+        costs.count(SMALL, convention="torchprof")

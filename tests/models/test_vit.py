@@ -1,0 +1,241 @@
+"""The transformer: sizes, tokens that pass, what it reports, and what it refuses."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax import VisionTransformer, create_model, make_reducer, unmerge
+from tdm_jax.errors import InputError
+from tdm_jax.reduction import Reducer
+
+TINY = {
+    "image_size": (32, 48),
+    "patch_size": 8,
+    "width": 32,
+    "depth": 4,
+    "num_heads": 2,
+    "num_classes": 5,
+}
+IMAGES = jax.random.normal(jax.random.key(1), (3, 32, 48, 3))
+
+
+def tiny(reducer="none", keep_rate=None, **overrides):
+    if isinstance(reducer, str) and reducer != "none":
+        overrides.setdefault("layers", (1, 2))
+    return create_model("vit", reducer, keep_rate, **{**TINY, **overrides})
+
+
+def init(model):
+    return jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+
+def run(model, params, images=IMAGES, **options):
+    """One compiled forward pass: op by op it takes ten times as long."""
+    return jax.jit(functools.partial(model.apply, **options))(params, images)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init(tiny())
+
+
+def test_parameter_names_and_shapes_are_timms(params):
+    shapes = {
+        "/".join(key.key for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params["params"])
+    }
+    block = {
+        "norm1/scale": (32,),
+        "norm1/bias": (32,),
+        "attn/qkv/kernel": (32, 96),
+        "attn/qkv/bias": (96,),
+        "attn/proj/kernel": (32, 32),
+        "attn/proj/bias": (32,),
+        "norm2/scale": (32,),
+        "norm2/bias": (32,),
+        "mlp/fc1/kernel": (32, 128),
+        "mlp/fc1/bias": (128,),
+        "mlp/fc2/kernel": (128, 32),
+        "mlp/fc2/bias": (32,),
+    }
+    assert shapes == {
+        "cls_token": (1, 1, 32),
+        "pos_embed": (1, 25, 32),
+        "patch_embed/proj/kernel": (8, 8, 3, 32),
+        "patch_embed/proj/bias": (32,),
+        "norm/scale": (32,),
+        "norm/bias": (32,),
+        "head/kernel": (32, 5),
+        "head/bias": (5,),
+        **{f"blocks_{i}/{name}": shape for i in range(4) for name, shape in block.items()},
+    }
+
+
+def test_logits_are_float32_in_either_compute_type(params):
+    model = tiny()
+    exact = run(model, params)
+    rounded = run(model.clone(dtype=jnp.bfloat16), params)
+    assert exact.shape == (3, 5)
+    assert exact.dtype == rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.03)
+    assert not np.array_equal(rounded, exact)
+
+
+def test_distilled_averages_its_heads_and_trains_them_apart():
+    model = tiny("tdm", 0.5, distilled=True)
+    params = init(model)
+    logits, distilled = run(model, params, train=True)
+    np.testing.assert_allclose(run(model, params), (logits + distilled) / 2, atol=1e-6)
+    assert not np.allclose(logits, distilled)
+
+
+def test_registers_and_class_token_pass_every_stage():
+    model = tiny("tdm", 0.5, num_registers=3)
+    params = init(model)
+    _, info = run(model, params, return_info=True)
+    assert info.prefix == 4
+    assert info.token_counts == (24, 12, 6, 6)
+    assert info.features.shape == (3, 4 + 6, 32)
+    assert params["params"]["pos_embed"].shape == (1, 1 + 24, 32)
+
+
+def test_without_class_token_the_head_reads_the_mean_over_patches():
+    model = tiny(class_token=False)
+    params = init(model)
+    logits, info = run(model, params, return_info=True)
+    head = params["params"]["head"]
+    expected = info.features.mean(axis=1) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_merged_tokens_count_for_all_their_patches_in_the_mean():
+    reducer = make_reducer("tdm", keep_rate=0.5, layers=(1,), importance="mean")
+    model = tiny(reducer, class_token=False)
+    params = init(model)
+    logits, info = run(model, params, return_info=True)
+    head = params["params"]["head"]
+    expected = unmerge(info).mean(axis=1) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_expectation(params):
+    # With a rate close to 1 the last blocks vanish from almost every image.
+    model = tiny(drop_path=0.9)
+    plain = run(tiny(), params)
+    np.testing.assert_array_equal(run(model, params), plain)
+
+    @jax.jit
+    def draw(key):
+        return model.apply(params, IMAGES, train=True, rngs={"dropout": key})
+
+    draws = jax.vmap(draw)(jax.random.split(jax.random.key(2), 64))
+    assert np.std(np.asarray(draws), axis=0).min() > 1e-4
+    assert np.isfinite(draws).all()
+    first, again = draw(jax.random.key(3)), draw(jax.random.key(3))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.slow
+def test_remat_changes_no_value_and_no_gradient(params):
+    model = tiny("tdm", 0.5)
+
+    def loss(model, params):
+        return (model.apply(params, IMAGES) ** 2).sum()
+
+    plain = jax.jit(jax.value_and_grad(lambda p: loss(model, p)))(params)
+    again = jax.jit(jax.value_and_grad(lambda p: loss(model.clone(remat=True), p)))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
+
+
+def test_info_tells_the_source_of_every_token(params):
+    model = tiny("tdm", 0.5)
+    _, info = run(model, params, return_info=True)
+    assert info.token_counts == tuple(block.out for block in model.schedule) == (24, 12, 6, 6)
+    assert [stage.layer for stage in info.stages] == [1, 2]
+    for assign, size in [(s.assign, s.size) for s in info.stages] + [(info.assign, info.size)]:
+        counted = (np.asarray(assign)[:, :, None] == np.arange(size.shape[1])).sum(1)
+        np.testing.assert_array_equal(counted, size)
+        assert (size.sum(axis=1) == 24).all()
+
+
+def test_unmerge_returns_dropped_patches_as_they_were_or_as_told(params):
+    model = tiny("topk", 0.5, layers=(2,))
+    _, info = run(model, params, return_info=True)
+    dense = unmerge(info)
+    dropped = np.asarray(info.assign) < 0
+    assert dropped.sum(axis=1).tolist() == [12, 12, 12]
+    assert (np.asarray(unmerge(info, fill=7.0))[dropped] == 7.0).all()
+    # What was dropped in block 2 left with the value it had after that block's attention:
+    # closer to the unreduced token after block 1 or 2 than the mean of all is.
+    assert np.isfinite(dense).all()
+    np.testing.assert_array_equal(dense[dropped], np.asarray(info.dropped_values)[dropped])
+    assert np.abs(np.asarray(dense)[dropped]).sum(axis=-1).min() > 0
+
+
+def test_one_trace_for_each_shape(params):
+    traces = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Counting(Reducer):
+        def finish(self, state, shape):
+            traces.append(state.tokens.shape)
+            return state
+
+    model = tiny().clone(reducer=Counting())
+    apply = jax.jit(model.apply)
+    for batch in (3, 3, 2, 3, 2):
+        apply(params, IMAGES[:batch])
+    assert traces == [(3, 24, 32), (2, 24, 32)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"image_size": 30}, r"multiples of patch_size 8; got \(30, 30\)"),
+        ({"image_size": (32, 0)}, "multiples of patch_size 8"),
+        ({"num_heads": 5}, "num_heads must divide the width 32; got 5"),
+        ({"depth": 0}, "depth must be at least 1; got 0"),
+        ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\); got 1.0"),
+        ({"distilled": True, "class_token": False}, "needs its class token"),
+        ({"widht": 3}, "unknown model setting 'widht'; did you mean 'width'"),
+        ({"reducer": "tdn"}, "unknown reducer 'tdn'; did you mean 'tdm'"),
+        ({"reducer": "tdm", "keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0.0"),
+        ({"reducer": "tdm", "keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1.5"),
+        ({"reducer": "tdm", "layers": (1, 4)}, r"layers \(1, 4\) must lie within the 4 blocks"),
+        ({"reducer": "tdm", "layers": (2, 1)}, "layers must be ascending"),
+        ({"reducer": "topk", "class_token": False}, "needs a class token and the model has none"),
+        ({"reducer": "none", "keep_rate": 0.5}, "'none'"),
+    ],
+)
+def test_bad_settings_are_refused_at_construction(overrides, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**overrides)
+
+
+def test_images_of_another_size_are_refused(params):
+    with pytest.raises(InputError, match=r"\[batch, 32, 48, 3\]; got \(3, 48, 32, 3\)"):
+        tiny().apply(params, IMAGES.transpose(0, 2, 1, 3))
+
+
+def test_missing_sizes_are_all_named():
+    with pytest.raises(InputError, match="patch_size, width, depth, num_heads"):
+        create_model("vit", image_size=32, num_classes=3)
+
+
+def test_a_reducer_object_brings_its_own_settings():
+    reducer = make_reducer("tdm", keep_rate=0.5, layers=(1,))
+    model = tiny(reducer)
+    assert isinstance(model, VisionTransformer)
+    assert model.reducer is reducer
+    with pytest.raises(InputError, match="belong to the reducer"):
+        tiny(reducer, 0.7)
+
+
+def test_a_keep_rate_of_one_is_the_plain_model(params):
+    plain = run(tiny(), params)
+    for name in ("none", "topk", "evit", "tdm", "evit+tdm", "random"):
+        np.testing.assert_array_equal(run(tiny(name, 1.0), params), plain)
