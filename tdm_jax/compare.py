@@ -26,9 +26,9 @@ from tdm_jax.analysis.timing import Measurement, Timing
 from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
-from tdm_jax.evaluate import Evaluator, check_fits
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
+from tdm_jax.training.evaluator import Evaluator, check_fits
 from tdm_jax.training.experiment import DTYPES
 
 

@@ -34,12 +34,12 @@ from tdm_jax.cli import start
 from tdm_jax.compare import accuracies, compare
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
-from tdm_jax.evaluate import check_fits
 from tdm_jax.files import write_text
 from tdm_jax.plotting import plots
 from tdm_jax.reduction import StageReducer
 from tdm_jax.train import train_to_end
 from tdm_jax.training import config, experiment
+from tdm_jax.training.evaluator import check_fits
 
 OFF_THE_SHELF, FINE_TUNED = "off the shelf", "fine-tuned"
 

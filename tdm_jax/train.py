@@ -25,10 +25,10 @@ from tdm_jax import data
 from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.evaluate import Evaluator
 from tdm_jax.parallel import distributed, sharding
 from tdm_jax.parallel.preemption import Preemption
 from tdm_jax.training.config import parse
+from tdm_jax.training.evaluator import Evaluator
 from tdm_jax.training.experiment import Experiment, initial_params, load_teacher, make_experiment
 from tdm_jax.training.metric_writer import Progress
 from tdm_jax.training.step import Metrics, TrainState, init_state, lower_train_step

@@ -11,10 +11,10 @@ import pytest
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError
-from tdm_jax.evaluate import Evaluator
 from tdm_jax.models.registry import create_model
 from tdm_jax.parallel import sharding
 from tdm_jax.parallel.sharding import MeshConfig
+from tdm_jax.training.evaluator import Evaluator
 
 ROOT = Path(__file__).parents[1]
 

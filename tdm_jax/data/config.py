@@ -10,12 +10,9 @@ from ml_collections import ConfigDict
 from tdm_jax import errors
 from tdm_jax.data import randaugment
 from tdm_jax.errors import InputError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from tdm_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 
 AUGMENTATIONS = ("crop", "affine", "none")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Num
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import Attention
 from tdm_jax.models.layers import Dense, LayerNorm, Mlp, PatchEmbed, init
+from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenState
@@ -127,6 +128,7 @@ class VisionTransformer(nn.Module):
       dtype: of the computation; parameters are float32.
       remat: recompute each block in the backward pass.
       reducer: what thins out the tokens.
+      preprocessing: how its images are prepared; None where nobody has said so.
     """
 
     image_size: tuple[int, int]
@@ -145,6 +147,7 @@ class VisionTransformer(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
     reducer: Reducer = Reducer()
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         self._check()
