@@ -11,7 +11,7 @@ Top-1: 82.0% in the paper (DeiT-B itself 81.8%). Not reproduced here.
 
 from ml_collections import ConfigDict
 
-from configs import deit
+from tdm_jax.configs import deit
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Top-1: 79.30% at keep rate 0.6 and 79.02% at 0.5 in the authors' logs. Not repro
 
 from ml_collections import ConfigDict
 
-from configs import deit
+from tdm_jax.configs import deit
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Top-1: not in the paper. Not reproduced here.
 
 from ml_collections import ConfigDict
 
-from configs import deit
+from tdm_jax.configs import deit
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Top-1: 72.3% in the paper (DeiT-T itself 72.2%). Not reproduced here.
 
 from ml_collections import ConfigDict
 
-from configs import deit
+from tdm_jax.configs import deit
 
 
 def get_config() -> ConfigDict:

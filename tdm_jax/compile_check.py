@@ -22,10 +22,10 @@ import jax
 from absl import flags
 from jax.experimental import topologies
 from jax.stages import Compiled
-from ml_collections import config_flags
 
 from tdm_jax.analysis.results import Column, markdown
 from tdm_jax.cli import start
+from tdm_jax.cli.config import define_config
 from tdm_jax.errors import InputError
 from tdm_jax.training.config import parse
 from tdm_jax.training.experiment import Experiment, load_teacher, make_experiment
@@ -212,7 +212,7 @@ def report(checks: list[Check]) -> str:
 
 def define_flags() -> None:
     """The command's flags."""
-    config_flags.DEFINE_config_file("config", None, "What to train; see configs/.")
+    define_config(None, "What to train; see configs/.")
     flags.DEFINE_list("topology", None, "v5e:4x4, ..., or gpu:<devices>x<GiB>; several by comma.")
     flags.DEFINE_integer("examples", 1_281_167, "Training examples.", 1)
     flags.DEFINE_integer("classes", 1000, "Classes.", 1)

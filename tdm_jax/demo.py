@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import PyTree
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from tdm_jax import checkpoint, compare, data, report
 from tdm_jax.analysis import environment, results
 from tdm_jax.analysis.candidate import BASELINE, Candidate
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import start
+from tdm_jax.cli.config import define_config
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.errors import InputError
@@ -164,7 +165,7 @@ def _say(text: str) -> None:
 
 def define_flags() -> None:
     """The command's flags."""
-    config_flags.DEFINE_config_file("config", "configs/digits.py", "The training to start from.")
+    define_config("configs/digits.py", "The training to start from.")
     flags.DEFINE_string("output", "demo_output", "Folder for all results.")
 
 

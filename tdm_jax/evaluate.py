@@ -17,13 +17,13 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import PyTree
-from ml_collections import config_flags
 
 from tdm_jax.analysis import costs, environment, results
 from tdm_jax.analysis.candidate import parse_method
 from tdm_jax.analysis.results import COLUMNS, Column
 from tdm_jax.checkpoint import Store, load_pretrained
 from tdm_jax.cli import start
+from tdm_jax.cli.config import define_config
 from tdm_jax.data import DataConfig, make_config
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
@@ -106,7 +106,7 @@ def define_flags() -> None:
     flags.DEFINE_string("reducer", None, "Method, with settings as in tdm/preset=published.")
     flags.DEFINE_list("keep_rate", [], "One row for each of these.")
     flags.DEFINE_list("layers", [], "Blocks where the method acts, from 0.")
-    config_flags.DEFINE_config_file("config", None, "Whose data to evaluate on.")
+    define_config(None, "Whose data to evaluate on.")
     flags.DEFINE_string("data", "", "digits, folder or tfds:<name>; before those of --config.")
     flags.DEFINE_string("data_dir", "", "Root of the folder, or TFDS's data_dir.")
     flags.DEFINE_string("split", "", "Name of the validation split, where it is none of the usual.")

@@ -25,12 +25,13 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from tdm_jax.analysis import candidate, environment, results
 from tdm_jax.analysis.candidate import Candidate, parse_method, with_baselines
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import start
+from tdm_jax.cli.config import define_config
 from tdm_jax.compare import accuracies, compare
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
@@ -199,7 +200,7 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     candidate.define_flags()
     candidate.define_data_flags()
-    config_flags.DEFINE_config_file("config", None, "Training of each point; none without one.")
+    define_config(None, "Training of each point; none without one.")
     flags.DEFINE_list("seeds", ["0"], "One training of each point for each of these.")
     flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
     flags.DEFINE_integer("batch_size", 32, "Images per call where speed is measured.", 1)

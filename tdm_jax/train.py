@@ -19,11 +19,12 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from tdm_jax import data
 from tdm_jax.checkpoint import Store, describe, save_model
 from tdm_jax.cli import start
+from tdm_jax.cli.config import define_config
 from tdm_jax.errors import InputError
 from tdm_jax.parallel import distributed, sharding
 from tdm_jax.parallel.preemption import Preemption
@@ -298,7 +299,7 @@ def _due(step: int, every_epochs: float, experiment: Experiment) -> bool:
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
-    config_flags.DEFINE_config_file("config", None, "What to train; see configs/.")
+    define_config(None, "What to train; see configs/.")
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
     flags.mark_flags_as_required(["config", "workdir"])
     distributed.define_flags()
