@@ -1,14 +1,8 @@
 """Token reduction methods behind one contract."""
 
-from tdm_jax.reduction.contract import (
-    BlockContext,
-    BlockPlan,
-    Reducer,
-    StageReducer,
-    ViTShape,
-    plan,
-)
-from tdm_jax.reduction.registry import REDUCERS, describe_reducer, make_reducer, names
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape, plan
+from tdm_jax.reduction.registry import REDUCERS, describe_reducer, list_reducers, make_reducer
+from tdm_jax.reduction.stages import StageReducer
 
 __all__ = [
     "REDUCERS",
@@ -18,7 +12,7 @@ __all__ = [
     "StageReducer",
     "ViTShape",
     "describe_reducer",
+    "list_reducers",
     "make_reducer",
-    "names",
     "plan",
 ]

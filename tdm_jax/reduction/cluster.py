@@ -14,15 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdm_jax.ops.gathering import weighted_sum
-from tdm_jax.reduction.contract import (
-    Attention,
-    BlockContext,
-    StageReducer,
-    ViTShape,
-    Weights,
-    plan,
-)
+from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights, plan
 from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
@@ -33,7 +27,6 @@ class ClusterReducer(StageReducer):
     before: ClassVar[bool] = True
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del n
         return self.of_start(stage, patches)
 
 
@@ -75,7 +68,6 @@ class SoftClusterReducer(ClusterReducer):
     def reduce(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> TokenState:
-        del attention
         stage = self.stage(context)
         count = self.stage_count(stage, state.count, context.shape)
         share, values = self.pooling(count).apply(

@@ -8,20 +8,18 @@ from them, and hooks that the transformer calls on its way through the blocks:
 Each hook is a pure function from a `TokenState` to a `TokenState`. Counts come from
 `block_plan`, in Python integers, before anything is traced. A method knows no transformer, the
 transformer no method. Learned methods own a tree of weights (`init`), which the transformer
-stores under `reducer` and hands back with every `Step`.
+stores under `reducer` and hands back with every `BlockContext`. Methods with a schedule by stages
+share `StageReducer`.
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.schedules import RAMPS, removals
+from tdm_jax.errors import InputError
 from tdm_jax.reduction.token_state import TokenState
 
 Weights = dict[str, Any]
@@ -108,6 +106,33 @@ class Attention(Protocol):
         """The patch tokens' values."""
 
 
+@runtime_checkable
+class Probe(Protocol):
+    """What a transformer with its weights does to the images of a calibration."""
+
+    shape: ViTShape
+
+    def token_counts(self, reducer: "Reducer", quantile: float) -> tuple[int, ...]:
+        """Real tokens behind each block that acts (`Reducer.acts`), by a reducer.
+
+        So many that a share `quantile` of the images has no more, at least 1.
+        """
+
+    def change(
+        self, layer: int, useful: Bool[np.ndarray, " p"], seen: Bool[np.ndarray, "m p"]
+    ) -> Float[np.ndarray, " m"]:
+        """How much what a block adds to some tokens changes when it sees only some patches.
+
+        Args:
+          layer: the block.
+          useful: the patches whose output counts, beside the prefix.
+          seen: one set of patches for each answer.
+
+        Returns:
+          The change's norm, relative to that of what is added when all are seen.
+        """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reducer:
     """A method that changes nothing: each hook passes the tokens on (`"none"`)."""
@@ -122,7 +147,6 @@ class Reducer:
 
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         """How many of the `n` patch tokens that reach a block go through its parts."""
-        del layer, shape
         return BlockPlan(n, n, n)
 
     def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
@@ -137,25 +161,47 @@ class Reducer:
         """Whether images differ in how many tokens they keep."""
         return False
 
-    def with_counts(self, counts: dict[int, int]) -> "Reducer":
-        """An adaptive method with as many slots for patch tokens as `counts` says.
+    def at_keep_rate(self, keep_rate: float | tuple[float, ...]) -> "Reducer":
+        """The same method at another keep rate.
+
+        Raises:
+          InputError: the method has no keep rate, or none of that value.
+        """
+        raise InputError(f"{self.title} has no keep rate; got {keep_rate}")
+
+    def warmed_up(self, share: float) -> "Reducer":
+        """The method on its way from no reduction, at a share of 0, to itself, at 1.
+
+        Raises:
+          InputError: the method has no keep rate, or one that does not decide its counts.
+        """
+        raise InputError(f"{self.title} has no keep rate to warm up; got a share of {share:g}")
+
+    def calibrated(self, probe: Probe, quantile: float) -> "Reducer":
+        """The method with what it leaves open fixed by what a transformer does to some images.
 
         Args:
-          counts: slots that leave each block which changes the source map (`acts`).
+          probe: asks the transformer.
+          quantile: share of the images whose tokens all find a slot, block by block, where that is
+            what is open.
+
+        Raises:
+          InputError: the method leaves nothing open.
         """
-        raise InputError(f"{self.title} keeps as many tokens of every image; got {counts}")
+        raise InputError(
+            f"{self.title} keeps as many tokens of every image; expected an adaptive method to "
+            "calibrate, such as ats, avit or psvit"
+        )
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         """Multiply-adds that the method itself adds to a block which `n` patch tokens reach.
 
         By torchprofile's convention, see `tdm_jax.analysis.costs`.
         """
-        del layer, n, shape
         return 0
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         """Fresh weights of a learned method."""
-        del key, shape
         return {}
 
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
@@ -168,7 +214,6 @@ class Reducer:
 
     def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
         """Called on the tokens before a block."""
-        del context
         return state
 
     def key_weight(
@@ -179,24 +224,20 @@ class Reducer:
         `softmax_j = w_j exp(l_ij) / sum_j w_j exp(l_ij)`: 0 masks a token, its size gives ToMe's
         proportional attention. A `KeyMask` is for masks that are being learned.
         """
-        del state, context
         return None
 
     def after_attention(
         self, state: TokenState, context: BlockContext, attention: Attention
     ) -> TokenState:
         """Called after the attention's residual, before the MLP."""
-        del context, attention
         return state
 
     def after_block(self, state: TokenState, context: BlockContext) -> TokenState:
         """Called on the tokens that leave a block."""
-        del context
         return state
 
     def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
         """Called once, after the last block and before the final norm."""
-        del shape
         return state
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
@@ -209,13 +250,7 @@ class Reducer:
           teacher: what the unreduced model says to the same images, as the pair (logits, `Info`);
             None where training has no teacher. It receives no gradient.
         """
-        del info, logits, labels, teacher
         return {}
-
-
-def ceil(value: float) -> int:
-    """The ceiling, with 0.7 * 10 counted as 7 (TDM.md)."""
-    return math.ceil(value - 1e-9)
 
 
 def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:
@@ -225,174 +260,3 @@ def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:
         blocks.append(reducer.block_plan(layer, n, shape))
         n = blocks[-1].out
     return tuple(blocks)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageReducer(Reducer):
-    """A method that reduces at a few stages, by a schedule.
-
-    Attributes:
-      keep_rate: share of the patch tokens that leaves a stage, in (0, 1]; one for all stages, or
-        one for each.
-      layers: the blocks with a stage, from 0, ascending; None for every block.
-      counts: patch tokens that leave each stage, instead of what follows from the keep rate.
-      r: patch tokens that a stage removes, instead of the keep rate; one number for all stages, or
-        one for each. A stage never removes the last token.
-      ramp: how an `r` for all stages is spread: "constant", "decreasing" from 2r to 0, or
-        "increasing" from 0 to 2r.
-      round_to: counts are rounded up to a multiple of this, for hardware tiles.
-    """
-
-    keep_rate: float | tuple[float, ...] = 0.7
-    layers: tuple[int, ...] | None = (3, 6, 9)
-    counts: tuple[int, ...] | None = None
-    r: int | tuple[int, ...] | None = None
-    ramp: str = "constant"
-    round_to: int = 1
-
-    # Whether a stage stands before its block, or between the block's attention and MLP.
-    before: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        name = self.title
-        for field in ("layers", "keep_rate", "counts", "r"):
-            value = getattr(self, field)
-            if value is not None and not isinstance(value, (int, float)):
-                object.__setattr__(self, field, tuple(value))
-        layers = self.layers
-        if layers is not None and (
-            list(layers) != sorted(set(layers)) or min(layers, default=0) < 0
-        ):
-            raise InputError(f"{name}: layers must be ascending block indices from 0; got {layers}")
-        if layers is not None:
-            self._check_lengths(len(layers))
-        for rate in self.rates:
-            if not 0 < rate <= 1:
-                raise InputError(f"{name}: keep_rate must be in (0, 1]; got {rate}")
-        if self.counts is not None and self.r is not None:
-            raise InputError(
-                f"{name}: expected counts or r, not both; got counts={self.counts}, r={self.r}"
-            )
-        if self.counts is not None and (
-            list(self.counts) != sorted(self.counts, reverse=True)
-            or min(self.counts, default=1) < 1
-        ):
-            raise InputError(
-                f"{name}: counts must be at least 1 and must not rise; got {self.counts}"
-            )
-        if self.r is not None and np.min(self.r, initial=0) < 0:
-            raise InputError(f"{name}: r must be at least 0; got {self.r}")
-        if self.ramp not in RAMPS:
-            raise unknown(f"{name} ramp", self.ramp, RAMPS)
-        if self.round_to < 1:
-            raise InputError(f"{name}: round_to must be at least 1; got {self.round_to}")
-
-    def _check_lengths(self, stages: int) -> None:
-        for field in ("keep_rate", "counts", "r"):
-            value = getattr(self, field)
-            if isinstance(value, tuple) and len(value) != stages:
-                raise InputError(
-                    f"{self.title}: {field} must have one number for each of the "
-                    f"{stages} layers; got {len(value)}"
-                )
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The keep rate of each stage; only one where all are the same and every block is one."""
-        if isinstance(self.keep_rate, tuple):
-            return self.keep_rate
-        return (float(self.keep_rate),) * (1 if self.layers is None else len(self.layers))
-
-    @property
-    def by_rate(self) -> bool:
-        """Whether the keep rate decides the counts."""
-        return self.counts is None and self.r is None
-
-    def rate(self, stage: int) -> float:
-        """The keep rate of a stage."""
-        return self.keep_rate[stage] if isinstance(self.keep_rate, tuple) else self.keep_rate
-
-    def of_start(self, stage: int, patches: int) -> int:
-        """`floor(patches * k_0 * ... * k_stage)`: the count of methods that go by the start."""
-        rate = math.prod(self.rate(i) for i in range(stage + 1))
-        return math.floor(patches * rate + 1e-9)
-
-    def stages(self, shape: ViTShape) -> tuple[int, ...]:
-        """The blocks with a stage."""
-        return tuple(range(shape.depth)) if self.layers is None else self.layers
-
-    def check(self, shape: ViTShape) -> None:
-        name, layers = self.title, self.stages(shape)
-        if layers and layers[-1] >= shape.depth:
-            raise InputError(
-                f"{name}: layers {layers} must lie within the {shape.depth} "
-                f"blocks 0..{shape.depth - 1}; pass layers=(...)"
-            )
-        self._check_lengths(len(layers))
-        if self.counts and self.counts[0] > shape.patches:
-            raise InputError(
-                f"{name}: counts must be at most the {shape.patches} patches; got {self.counts[0]}"
-            )
-        if self.r is not None and np.max(self.r, initial=0) >= shape.patches:
-            raise InputError(f"{name}: r must be below the {shape.patches} patches; got {self.r}")
-
-    def count(self, stage: int, n: int, patches: int) -> int:
-        """Tokens that leave a stage by its keep rate, before rounding, of the n that reach it."""
-        raise NotImplementedError
-
-    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
-        """Tokens that leave a stage of the n that reach it."""
-        if self.counts is not None:
-            count = self.counts[stage]
-        elif self.r is not None:
-            count = n - removals(self.r, self.ramp, len(self.stages(shape)))[stage]
-        else:
-            count = self.count(stage, n, shape.patches)
-        count = min(max(count, 1), n)
-        return min(-(-count // self.round_to) * self.round_to, n)
-
-    def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
-        if layer not in self.stages(shape):
-            return BlockPlan(n, n, n)
-        m = self.stage_count(self.stages(shape).index(layer), n, shape)
-        return BlockPlan(m if self.before else n, m, m)
-
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
-        """One stage that leaves fewer tokens than reach it.
-
-        `attention` is the block's own, None for a stage before its block.
-        """
-        raise NotImplementedError
-
-    def stage(self, context: BlockContext) -> int:
-        """Which stage a hook in a reducing block belongs to."""
-        return self.stages(context.shape).index(context.layer)
-
-    def _reduces(self, state: TokenState, context: BlockContext) -> bool:
-        stages = self.stages(context.shape)
-        return context.layer in stages and (
-            self.stage_count(self.stage(context), state.count, context.shape) < state.count
-        )
-
-    def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
-        if self.before and self._reduces(state, context):
-            return self.reduce(state, context, None)
-        return state
-
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
-        if not self.before and self._reduces(state, context):
-            return self.reduce(state, context, attention)
-        return state
-
-
-def random_key(context: BlockContext, seed: int) -> Array:
-    """This block's randomness: the caller's if it gave any, else fixed by `seed` and the block."""
-    return (
-        context.key
-        if context.key is not None
-        else jax.random.fold_in(jax.random.key(seed), context.layer)
-    )

@@ -21,8 +21,9 @@ from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices, weighted_sum
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import ViTShape, ceil
+from tdm_jax.reduction.contract import ViTShape
 from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
+from tdm_jax.reduction.schedules import ceil
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
@@ -121,6 +122,11 @@ class Merger:
         """Whether the rates alone decide the counts, whatever else is asked for."""
         return self.preset == "published" or self.cluster_rate is not None
 
+    def derived(self) -> "Merger":
+        """The same, for any keep rate: with derived rates where the preset has a table."""
+        table = self.preset == "published"
+        return dataclasses.replace(self, preset="default") if table else self
+
     def rates(self, keep_rate: float) -> Rates:
         """The rates in force at a keep rate.
 
@@ -143,7 +149,7 @@ class Merger:
             cluster = keep_rate / 2
             rates = Rates((keep_rate - cluster) / (match - cluster), match, cluster, False)
         own = (self.attentive_rate, self.match_rate, self.cluster_rate, self.fuse)
-        return Rates(*(mine if mine is not None else r for mine, r in zip(own, rates, strict=True)))
+        return Rates(*(r if o is None else o for o, r in zip(own, rates, strict=True)))
 
     def counts(self, n: int, keep_rate: float, target: int, exact: bool = False) -> TDMCounts:
         """The counts of a stage with n tokens.
@@ -180,7 +186,7 @@ class Merger:
         return self._possible(TDMCounts(attentive, target - clusters, clusters, fused))
 
     def macs(self, n: int, keep_rate: float, counts: TDMCounts, shape: ViTShape) -> int:
-        """Multiply-adds of one stage by torchprofile's convention (see `tdm_jax.analysis.costs`)."""
+        """Multiply-adds of one stage by torchprofile's convention, see `analysis.costs`."""
         d, k = shape.width, counts.attentive
         total = counts.fused * d * (n - k)
         if counts.clusters:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import StageReducer
+from tdm_jax.reduction.stages import StageReducer
 
 
 def stage_name(stage: int) -> str:
@@ -37,7 +37,7 @@ def import_stages(
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
     matches = map(pattern.fullmatch, arrays)
     got = 1 + max((int(match[1]) for match in matches if match), default=-1)
-    stages = got if reducer.layers is None else len(reducer.layers)
+    stages = got if reducer.layers == "all" else len(reducer.layers)
     if got != stages:
         raise InputError(
             f"{owner}: expected weights of {stages} stages, one for each of the layers "

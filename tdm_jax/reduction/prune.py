@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, StageReducer, ViTShape, ceil
+from tdm_jax.reduction.contract import Attention, BlockContext, Reducer, ViTShape
 from tdm_jax.reduction.merger import Merger, TDMCounts
+from tdm_jax.reduction.schedules import ceil
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -40,12 +42,18 @@ class PruneReducer(StageReducer):
                     self.merger.rates(rate)
         if self.merger.fixed and not (self.by_rate and self.round_to == 1):
             raise InputError(
-                f"{self.title}: TDM's preset 'published' and an explicit cluster_rate fix "
-                "the counts; expected them without counts, r and round_to"
+                f"{self.title}: preset 'published' and an explicit cluster_rate fix the "
+                "counts; expected them without counts, r and round_to"
             )
 
+    def warmed_up(self, share: float) -> Reducer:
+        if self.merger is None or share == 1:
+            return super().warmed_up(share)
+        # Settings for a few keep rates only cannot serve on the way.
+        way = dataclasses.replace(self, merger=self.merger.derived())
+        return super(PruneReducer, way).warmed_up(share)
+
     def count(self, stage: int, n: int, patches: int) -> int:
-        del patches
         return ceil(self.rate(stage) * n)
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
@@ -77,12 +85,10 @@ class PruneReducer(StageReducer):
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         """Multiply-adds of `score`."""
-        del n, shape
         return 0
 
     def keep_macs(self, n: int, count: int, shape: ViTShape) -> int:
         """Multiply-adds of `keep`."""
-        del n, count, shape
         return 0
 
     def score(

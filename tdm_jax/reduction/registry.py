@@ -51,10 +51,27 @@ REDUCERS: dict[str, type[Reducer]] = {
 _MERGED = "+tdm"
 
 
-def names() -> tuple[str, ...]:
+def list_reducers() -> list[str]:
     """Every name that `make_reducer` takes."""
     merged = (n + _MERGED for n, kind in REDUCERS.items() if issubclass(kind, PruneReducer))
-    return (*REDUCERS, "tdm", *merged)
+    return [*REDUCERS, "tdm", *merged]
+
+
+def setting_names(name: str) -> set[str]:
+    """The settings that `make_reducer` takes with this name.
+
+    Raises:
+      InputError: the name is unknown.
+    """
+    if name not in list_reducers():
+        raise unknown("reducer", name, list_reducers())
+    return set().union(*(_settings(kind) for kind in _parts(name) if kind is not None))
+
+
+def _parts(name: str) -> tuple[type[Reducer], type[Merger] | None]:
+    merged = name == "tdm" or name.endswith(_MERGED)
+    kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
+    return kind, Merger if merged else None
 
 
 def make_reducer(name: str, **settings: Any) -> Reducer:
@@ -64,21 +81,18 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
       name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it,
         which hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
       **settings: the method's own, e.g. `keep_rate`, `layers`; with TDM also those of its `Merger`.
-        Lists serve as tuples.
+        A list stands for a tuple, None for the default.
 
     Raises:
       InputError: the name or a setting is unknown, or a setting's value is out of range.
     """
-    if name not in names():
-        raise unknown("reducer", name, names())
-    kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
-    merger = Merger if name == "tdm" or name.endswith(_MERGED) else None
-    own = _settings(kind, exclude={"merger"})
-    known = own | (_settings(merger) if merger else set())
+    known = setting_names(name)
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
-    settings = {key: _tuples(value) for key, value in settings.items()}
+    kind, merger = _parts(name)
+    own = _settings(kind)
+    settings = {key: _tuples(value) for key, value in settings.items() if value is not None}
     arguments = {key: value for key, value in settings.items() if key in own}
     if merger is not None:
         of_merger = {key: value for key, value in settings.items() if key not in own}
@@ -89,7 +103,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
         reducer = kind(**arguments)
     except TypeError as error:
         raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
-    schedules = [key for key in ("keep_rate", "counts", "r") if settings.get(key) is not None]
+    schedules = [key for key in ("keep_rate", "counts", "r") if key in settings]
     # An adaptive method's counts are slots for what its keep rate lets through.
     if len(schedules) > 1 and not reducer.adaptive:
         raise InputError(
@@ -135,5 +149,5 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _settings(kind: type, exclude: set[str] | None = None) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} - (exclude or set())
+def _settings(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} - {"merger"}

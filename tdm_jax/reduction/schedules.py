@@ -5,6 +5,8 @@ the same number everywhere, or a number that falls or rises linearly between 2r 
 remove the same total, up to rounding.
 """
 
+import math
+
 RAMPS = ("constant", "decreasing", "increasing")
 
 
@@ -22,3 +24,8 @@ def removals(r: int | tuple[int, ...], ramp: str, stages: int) -> tuple[int, ...
         return (r,) * stages
     rising = tuple(2 * r * stage // (stages - 1) for stage in range(stages))
     return rising if ramp == "increasing" else rising[::-1]
+
+
+def ceil(value: float) -> int:
+    """The ceiling, with 0.7 * 10 counted as 7 (TDM.md)."""
+    return math.ceil(value - 1e-9)

@@ -30,7 +30,6 @@ class Sliced(Reducer):
     def after_attention(
         self, state: TokenState, context: BlockContext, attention: Attention
     ) -> TokenState:
-        del attention
         return _resize(state, plan(self, context.shape)[context.layer].mlp)
 
     def after_block(self, state: TokenState, context: BlockContext) -> TokenState:

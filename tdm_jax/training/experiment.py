@@ -21,7 +21,7 @@ from tdm_jax.parallel import sharding
 from tdm_jax.reduction import Reducer, make_reducer
 from tdm_jax.training import optim
 from tdm_jax.training.config import Settings
-from tdm_jax.training.keep_rate_schedule import Phase, at_keep_rate, phases
+from tdm_jax.training.keep_rate_schedule import Phase, phases
 from tdm_jax.training.sparse_training import sparse
 from tdm_jax.training.step import Recipe, TrainState, init_state
 from tdm_jax.training.workdir import trained_model
@@ -134,7 +134,7 @@ def make_experiment(
     )
     way = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
     evaluated = {"": model} | {
-        f"keep{rate:g}/": model.clone(reducer=at_keep_rate(model.reducer, rate))
+        f"keep{rate:g}/": model.clone(reducer=model.reducer.at_keep_rate(rate))
         for rate in settings.eval.keep_rates
     }
     for variant in (*(model.clone(reducer=phase.reducer) for phase in way), *evaluated.values()):

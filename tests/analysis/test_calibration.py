@@ -92,7 +92,7 @@ def test_bad_input(params):
         calibrate(model(REDUCERS["ats"]), params, BATCHES, quantile=0)
     with pytest.raises(InputError, match="TopK keeps as many tokens of every image"):
         calibrate(model(make_reducer("topk", layers=(1,))), params, BATCHES)
-    with pytest.raises(InputError, match="expected an adaptive reducer"):
+    with pytest.raises(InputError, match="expected an adaptive method"):
         calibrate(model(make_reducer("ats+tdm", layers=(1,))), params, BATCHES)
     with pytest.raises(InputError, match="at least one batch"):
         calibrate(model(REDUCERS["ats"]), params, [])

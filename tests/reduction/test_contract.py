@@ -5,7 +5,7 @@ import pytest
 
 from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import StageReducer, ViTShape, names, plan
+from tdm_jax.reduction import StageReducer, ViTShape, list_reducers, plan
 from tdm_jax.reduction.schedules import removals
 
 SHAPE = ViTShape((10, 10), 4, 32, 2)
@@ -34,15 +34,15 @@ def test_where_a_stage_stands_in_its_block():
 @pytest.mark.parametrize("name", ["random", "topk", "evit", "tdm", "evit+tdm", "tome", "dpcknn"])
 def test_counts_are_taken_as_they_are(name):
     assert tokens(name, counts=(57, 31)) == [100, 57, 57, 31]
-    assert tokens(name, counts=(90, 80, 70, 50), layers=None) == [90, 80, 70, 50]
+    assert tokens(name, counts=(90, 80, 70, 50), layers="all") == [90, 80, 70, 50]
 
 
 @pytest.mark.parametrize("name", ["topk", "tdm", "tome", "sit"])
 def test_a_number_to_remove(name):
     assert tokens(name, r=20) == [100, 80, 80, 60]
     assert tokens(name, r=(30, 10)) == [100, 70, 70, 60]
-    assert tokens(name, r=10, layers=None, ramp="decreasing") == [80, 67, 61, 61]
-    assert tokens(name, r=10, layers=None, ramp="increasing") == [100, 94, 81, 61]
+    assert tokens(name, r=10, layers="all", ramp="decreasing") == [80, 67, 61, 61]
+    assert tokens(name, r=10, layers="all", ramp="increasing") == [100, 94, 81, 61]
 
 
 def test_ramps_remove_the_same_in_all():
@@ -53,7 +53,7 @@ def test_ramps_remove_the_same_in_all():
 
 
 def test_the_last_token_stays():
-    assert tokens(r=99, layers=None) == [1, 1, 1, 1]
+    assert tokens(r=99, layers="all") == [1, 1, 1, 1]
     assert tokens(keep_rate=0.01) == [100, 1, 1, 1]
 
 
@@ -74,8 +74,8 @@ def test_rounding_goes_up_to_a_multiple(name):
         ),
         ({"counts": (5, 3)}, "counts must have one number for each of the 3 layers; got 2"),
         ({"r": (5, 3)}, "r must have one number for each of the 3 layers; got 2"),
-        ({"layers": (6, 3)}, r"ascending block indices from 0; got \(6, 3\)"),
-        ({"layers": (-1, 3)}, r"ascending block indices from 0; got \(-1, 3\)"),
+        ({"layers": (6, 3)}, r"ascending block indices from 0, or 'all'; got \(6, 3\)"),
+        ({"layers": (-1, 3)}, r"ascending block indices from 0, or 'all'; got \(-1, 3\)"),
         ({"counts": (5, 6, 3)}, r"must not rise; got \(5, 6, 3\)"),
         ({"counts": (5, 3, 0)}, "counts must be at least 1"),
         ({"r": -1}, "r must be at least 0; got -1"),
@@ -97,7 +97,7 @@ def test_bad_settings_are_refused(settings, message):
         ({"layers": (2, 4)}, r"within the 4 blocks 0\.\.3; pass layers"),
         ({"layers": (1,), "counts": (101,)}, "at most the 100 patches; got 101"),
         ({"layers": (1,), "r": 100}, "r must be below the 100 patches; got 100"),
-        ({"layers": None, "counts": (50, 40)}, "one number for each of the 4 layers; got 2"),
+        ({"layers": "all", "counts": (50, 40)}, "one number for each of the 4 layers; got 2"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_at_construction(settings, message):
@@ -114,7 +114,7 @@ def test_what_does_not_fit_the_model_is_refused_at_construction(settings, messag
         )
 
 
-STAGED = [name for name in names() if isinstance(make_reducer(name), StageReducer)]
+STAGED = [name for name in list_reducers() if isinstance(make_reducer(name), StageReducer)]
 
 
 @pytest.mark.parametrize("name", STAGED)
@@ -123,7 +123,7 @@ STAGED = [name for name in names() if isinstance(make_reducer(name), StageReduce
     [
         ({"keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0\.0"),
         ({"keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1\.5"),
-        ({"layers": (2, 1)}, r"ascending block indices from 0; got \(2, 1\)"),
+        ({"layers": (2, 1)}, r"ascending block indices from 0, or 'all'; got \(2, 1\)"),
         ({"layers": (1, 4)}, r"layers \(1, 4\) must lie within the 4 blocks"),
         ({"layers": (1,), "counts": (101,)}, "at most the 100 patches; got 101"),
     ],

@@ -9,14 +9,14 @@ from flax import traverse_util
 
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import REDUCERS, ViTShape, make_reducer, names
+from tdm_jax.reduction import REDUCERS, ViTShape, list_reducers, make_reducer
 from tdm_jax.reduction.original_weights import import_stages
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 SHAPE = ViTShape((8, 8), 12, 48, 3)
 
 LEARNED = [name for name, kind in REDUCERS.items() if kind.learned]
-LEARNED += [f"{name}+tdm" for name in LEARNED if f"{name}+tdm" in names()]
+LEARNED += [f"{name}+tdm" for name in LEARNED if f"{name}+tdm" in list_reducers()]
 # What the arrays of a stage are called.
 PREFIXES = {
     "dyvit": "score_predictor",

@@ -5,7 +5,7 @@ import pytest
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import Reducer
-from tdm_jax.training.keep_rate_schedule import KeepWarmupConfig, at_keep_rate, phases
+from tdm_jax.training.keep_rate_schedule import KeepWarmupConfig, phases
 
 
 class Stranger(Reducer):
@@ -61,10 +61,10 @@ def test_without_reduction_there_is_nothing_to_warm_up_to():
 
 
 def test_a_method_without_keep_rate_is_refused():
-    with pytest.raises(InputError, match="needs a reducer with a keep rate, got Stranger"):
+    with pytest.raises(InputError, match="Stranger has no keep rate to warm up"):
         phases(PAPER, Stranger(), steps_per_epoch=1)
     with pytest.raises(InputError, match="has no keep rate"):
-        at_keep_rate(make_reducer("none"), 0.5)
+        make_reducer("none").at_keep_rate(0.5)
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_counts_by_number_neither_warm_up_nor_overrule_another_keep_rate():
     reducer = make_reducer("topk", counts=(30, 20, 10))
     with pytest.raises(InputError, match=r"got counts=\(30, 20, 10\), r=None"):
         phases(PAPER, reducer, steps_per_epoch=10)
-    assert at_keep_rate(reducer, 0.5) == make_reducer("topk", keep_rate=0.5)
+    assert reducer.at_keep_rate(0.5) == make_reducer("topk", keep_rate=0.5)

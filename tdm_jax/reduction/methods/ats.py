@@ -26,8 +26,9 @@ from jaxtyping import Array, Bool, Float
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, Reducer, StageReducer, ViTShape
+from tdm_jax.reduction.contract import Attention, BlockContext, Probe, Reducer, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -48,7 +49,6 @@ class ATS(PruneReducer):
             )
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del n
         return self.of_start(stage, patches)
 
     @property
@@ -56,8 +56,11 @@ class ATS(PruneReducer):
         # TDM's merger fills every slot.
         return self.merger is None
 
-    def with_counts(self, counts: dict[int, int]) -> Reducer:
-        return dataclasses.replace(self, counts=tuple(counts[layer] for layer in sorted(counts)))
+    def calibrated(self, probe: Probe, quantile: float) -> Reducer:
+        if not self.adaptive:
+            return super().calibrated(probe, quantile)
+        free = dataclasses.replace(self, counts=None)
+        return dataclasses.replace(self, counts=probe.token_counts(free, quantile))
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         # Squares of the values; attention times norm in each head.
@@ -66,7 +69,6 @@ class ATS(PruneReducer):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del context
         values = attention.values().astype(jnp.float32)
         norm = jnp.sqrt((values * values).sum(axis=-1))
         score = jnp.einsum("bhn,bnh->bn", attention.class_row(), norm)
@@ -75,7 +77,6 @@ class ATS(PruneReducer):
         return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
 
     def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
-        del context
         if state.valid is None:
             return None
         return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
@@ -89,8 +90,8 @@ class ATS(PruneReducer):
             return False
         return self.of_start(self.stages(shape).index(layer), shape.patches) < shape.patches
 
-    def _reduces(self, state: TokenState, context: BlockContext) -> bool:
-        return super()._reduces(state, context) or self._samples(context.layer, context.shape)
+    def reduces(self, state: TokenState, context: BlockContext) -> bool:
+        return super().reduces(state, context) or self._samples(context.layer, context.shape)
 
     def reduce(
         self, state: TokenState, context: BlockContext, attention: Attention | None

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Probe, Reducer, ViTShape
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -84,12 +84,10 @@ class AViT(Reducer):
     def adaptive(self) -> bool:
         return True
 
-    def with_counts(self, counts: dict[int, int]) -> Reducer:
+    def calibrated(self, probe: Probe, quantile: float) -> Reducer:
+        counts = probe.token_counts(dataclasses.replace(self, counts=None), quantile)
         # All tokens have halted after the last block, and all patches are back.
-        last = max(counts)
-        return dataclasses.replace(
-            self, counts=tuple(counts[layer] for layer in sorted(counts) if layer != last)
-        )
+        return dataclasses.replace(self, counts=counts[:-1])
 
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         if layer == shape.depth - 1:
@@ -97,11 +95,9 @@ class AViT(Reducer):
         return BlockPlan(n, n, n if self.counts is None else min(n, self.counts[layer]))
 
     def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
-        del layer, n, shape
         return True
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        del layer
         # The weighted output, and the score's scale.
         return (n + shape.prefix) * (shape.width + 1)
 
@@ -160,7 +156,6 @@ class AViT(Reducer):
         )
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
-        del logits, labels, teacher
         ponder = (info.carry["depth"] + info.carry["remainder"]).mean()
         halting = info.carry["halting"].mean(axis=0)
         return {

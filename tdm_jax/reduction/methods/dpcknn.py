@@ -52,7 +52,6 @@ class DPCKNN(ClusterReducer):
     def reduce(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> TokenState:
-        del attention
         count = self.stage_count(self.stage(context), state.count, context.shape)
         peaks = density_peaks(state.tokens, count, self.neighbors)
         merged = state.merge([peaks], self.weigh(state, context))
@@ -60,7 +59,6 @@ class DPCKNN(ClusterReducer):
 
     def weigh(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         """Each token's weight in the mean of its cluster."""
-        del context
         return state.size if self.weight == "size" else jnp.ones_like(state.size)
 
 

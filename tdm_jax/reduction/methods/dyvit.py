@@ -108,7 +108,6 @@ class DynamicViT(LearnedPruner):
             raise InputError(f"DynamicViT needs a width of at least 4; got {shape.width}")
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del n
         return self.of_start(stage, patches)
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
@@ -131,7 +130,6 @@ class DynamicViT(LearnedPruner):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del attention
         return jnp.exp(self._predict(state, context)[..., 0])
 
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
@@ -140,7 +138,6 @@ class DynamicViT(LearnedPruner):
         return recorded(state, "excess", state.valid.mean(axis=1) - share)
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
-        del labels
         losses = {}
         if "excess" in info.carry:
             losses["ratio"] = self.ratio_weight * ratio_loss(info.carry["excess"])

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import ViTShape, ceil
+from tdm_jax.reduction.contract import ViTShape
 from tdm_jax.reduction.methods.topk import TopK
+from tdm_jax.reduction.schedules import ceil
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
@@ -24,7 +25,6 @@ class EViT(TopK):
     """Keeps `ceil(keep_rate * n)` attentive tokens and fuses the others into one."""
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del patches
         kept = ceil(self.rate(stage) * n)
         # With nothing, or a single token, left over there is nothing to fuse.
         return kept + 1 if kept < n and self.merger is None else kept

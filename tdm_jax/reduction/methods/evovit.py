@@ -26,6 +26,7 @@ from tdm_jax.errors import InputError, unknown
 from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.stages import Layers
 from tdm_jax.reduction.token_state import TokenState
 
 HEADS = ("mean", "class")
@@ -44,7 +45,7 @@ class EvoViT(PruneReducer):
     """
 
     keep_rate: float | tuple[float, ...] = 0.5
-    layers: tuple[int, ...] | None = (4, 8)
+    layers: Layers = (4, 8)
     tradeoff: float | tuple[float, ...] = 0.5
     head: str = "mean"
 
@@ -78,7 +79,6 @@ class EvoViT(PruneReducer):
             )
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del patches
         return math.floor(self.rate(stage) * n + 1e-9)
 
     def ends(self, layer: int, shape: ViTShape) -> bool:
@@ -98,7 +98,6 @@ class EvoViT(PruneReducer):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del context, attention
         return state.carry["attention"]
 
     def reduce(
@@ -135,7 +134,6 @@ class EvoViT(PruneReducer):
         )
 
     def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
-        del shape
         if self.head == "class":
             return state
         mean = state.tokens.astype(jnp.float32).mean(axis=1, keepdims=True)

@@ -41,6 +41,7 @@ from tdm_jax.reduction.learned import (
     training_key,
 )
 from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.stages import Layers
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -54,7 +55,7 @@ class IARED2(LearnedPruner):
       policy_weight: of the policy's loss.
     """
 
-    layers: tuple[int, ...] | None = (0, 4, 8)
+    layers: Layers = (0, 4, 8)
     penalty: float = 0.5
     exploration: float = 0.2
     policy_weight: float = 1.0
@@ -70,7 +71,6 @@ class IARED2(LearnedPruner):
             raise InputError("IARED2 judges tokens by the class token; got a model without one")
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del n
         return self.of_start(stage, patches)
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
@@ -101,7 +101,6 @@ class IARED2(LearnedPruner):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del attention
         weights, heads = context.weights[stage_name(self.stage(context))], context.shape.num_heads
 
         def project(x: Array, part: str) -> Array:
@@ -115,7 +114,7 @@ class IARED2(LearnedPruner):
         return jax.nn.sigmoid(informative).mean(axis=-1)
 
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
-        del share  # The reward, not the schedule, says how many stay in training.
+        # The reward, not the schedule, says how many stay in training.
         there, score = still_there(state), self.score(state, context, None)
         probability = score + self.exploration * (1 - 2 * score)
         stays = jax.random.bernoulli(training_key(self, context), probability)
@@ -126,7 +125,6 @@ class IARED2(LearnedPruner):
         return recorded(state, "log_probability", drawn)
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
-        del teacher
         if "kept" not in info.carry:
             return {}
         right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)

@@ -42,7 +42,7 @@ class KMedoids(ClusterReducer):
         super().__post_init__()
         if self.iterations < 0:
             raise InputError(f"KMedoids: iterations must be at least 0; got {self.iterations}")
-        if self.layers and self.layers[0] == 0:
+        if self.layers[:1] == (0,):
             raise InputError(
                 f"KMedoids weighs tokens by the attention of the block before; expected layers "
                 f"from 1; got {self.layers}"
@@ -50,7 +50,8 @@ class KMedoids(ClusterReducer):
 
     def stages(self, shape: ViTShape) -> tuple[int, ...]:
         # Before block 0 there is no attention to weigh by.
-        return tuple(range(1, shape.depth)) if self.layers is None else self.layers
+        stages = super().stages(shape)
+        return stages[1:] if self.layers == "all" else stages
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         # Distances count nothing; the weights times the sums of distances do, in every round.
@@ -66,7 +67,6 @@ class KMedoids(ClusterReducer):
     def reduce(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> TokenState:
-        del attention
         count = self.stage_count(self.stage(context), state.count, context.shape)
         carry = dict(state.carry)
         weight = carry.pop(_RECEIVED)

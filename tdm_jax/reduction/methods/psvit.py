@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Reducer, ViTShape
+from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Probe, Reducer, ViTShape
 from tdm_jax.reduction.token_state import TokenState
 
 Sets = tuple[tuple[int, ...], ...]
@@ -80,6 +80,12 @@ class PSViT(Reducer):
                 f"PSViT: sets must hold indices of the {shape.patches} patches; "
                 f"got {self.sets[0][-1]}"
             )
+
+    def calibrated(self, probe: Probe, quantile: float) -> Reducer:
+        # How much may go is what the tolerance says.
+        shape = probe.shape
+        sets = select(probe.change, shape.depth, shape.patches, self.tolerance)
+        return dataclasses.replace(self, sets=sets)
 
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         if self.sets is None:

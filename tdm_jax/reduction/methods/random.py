@@ -10,7 +10,7 @@ import dataclasses
 import jax
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.contract import Attention, BlockContext, random_key
+from tdm_jax.reduction.contract import Attention, BlockContext
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -28,5 +28,7 @@ class Random(PruneReducer):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del attention
-        return jax.random.uniform(random_key(context, self.seed), state.tokens.shape[:2])
+        key = context.key
+        if key is None:
+            key = jax.random.fold_in(jax.random.key(self.seed), context.layer)
+        return jax.random.uniform(key, state.tokens.shape[:2])

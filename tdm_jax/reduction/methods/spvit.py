@@ -157,7 +157,6 @@ class SPViT(DynamicViT):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del attention
         weights = context.weights[stage_name(self.stage(context))]
         scorer = self._scorer(context.shape)
         return scorer.apply({"params": weights}, state.tokens, still_there(state))

@@ -25,6 +25,7 @@ from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weight
 from tdm_jax.reduction.learned import training_key
 from tdm_jax.reduction.original_weights import stage_name
 from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.stages import Layers
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -39,7 +40,7 @@ class SViTE(PruneReducer):
     learned: ClassVar[bool] = True
     before: ClassVar[bool] = True
 
-    layers: tuple[int, ...] | None = (0,)
+    layers: Layers = (0,)
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class SViTE(PruneReducer):
                 "SViTE: expected the weights gumbel.weight and gumbel.bias; "
                 f"got {', '.join(sorted(arrays)) or 'none'}"
             )
-        if self.layers is None or len(self.layers) != 1:
+        if self.layers == "all" or len(self.layers) != 1:
             raise InputError(
                 "SViTE: the original's weights are of 1 stage; expected layers with one block; "
                 f"got {self.layers}"
@@ -74,7 +75,6 @@ class SViTE(PruneReducer):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del attention
         own = context.weights[stage_name(self.stage(context))]
         score = state.tokens.astype(jnp.float32) @ own["kernel"] + own["bias"]
         score = jax.nn.log_softmax(score[..., 0])

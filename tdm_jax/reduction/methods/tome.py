@@ -27,8 +27,9 @@ from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, StageReducer, ViTShape, ceil, plan
-from tdm_jax.reduction.schedules import removals
+from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, plan
+from tdm_jax.reduction.schedules import ceil, removals
+from tdm_jax.reduction.stages import Layers, StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -40,7 +41,7 @@ class ToMe(StageReducer):
       proportional_attention: whether a token counts in the attention as often as it has patches.
     """
 
-    layers: tuple[int, ...] | None = None
+    layers: Layers = "all"
     proportional_attention: bool = True
 
     def check(self, shape: ViTShape) -> None:
@@ -52,7 +53,6 @@ class ToMe(StageReducer):
             )
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        del patches
         return ceil(self.rate(stage) * n)
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:

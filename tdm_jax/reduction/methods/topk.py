@@ -26,6 +26,11 @@ class TopK(PruneReducer):
 
     importance: str = "class"
 
+    @property
+    def title(self) -> str:
+        tdm = self.merger is not None and type(self) is TopK
+        return "TDM" if tdm else super().title
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_score(self.title, self.importance)
@@ -41,5 +46,4 @@ class TopK(PruneReducer):
     def score(
         self, state: TokenState, context: BlockContext, attention: Attention | None
     ) -> Float[Array, "b n"]:
-        del state, context
         return importance(self.importance, attention)
