@@ -2,7 +2,7 @@
 #
 #   make demo    train, reduce and compare on embedded data
 #   make test    the tests, ten minutes (PYTEST="-m slow" for the slow rest, PYTEST=tests/test_x.py for a file)
-#   make lint    ruff, rules and format
+#   make lint    ruff, rules and format, and the types by mypy
 #   make clean   remove the environment and the caches
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise it is the newest that is found.
@@ -30,7 +30,8 @@ lint:
 	@.ci/venv viz,test
 	@.venv/bin/python -m ruff check
 	@.venv/bin/python -m ruff format --check
+	@.venv/bin/python -m mypy
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find tdm_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
