@@ -5,7 +5,7 @@
 #   make lint    ruff, rules and format, and the types by mypy
 #   make clean   remove the environment and the caches
 #
-# PYTHON=/path/to/python3 chooses the interpreter; otherwise it is the newest that is found.
+# PYTHON=/path/to/python3 chooses the interpreter; otherwise it is python3.12, python3.11 or another that serves.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean
