@@ -11,35 +11,47 @@ from tdm_jax.ops.platform import by_platform
 
 
 def gather_tokens(values: Array, index: Int[Array, "b k"]) -> Array:
-    """`values[b, index[b, k]]` for values of shape [b, n] or [b, n, d].
-
-    As a gather, but on TPUs, which gather slowly, by a one-hot product.
-    """
+    """`values[b, index[b, k]]` for values of shape [b, n] or [b, n, d]."""
     return by_platform(values, index, reference=by_index, tpu=by_product)
+
+
+def gather_patches(
+    sequence: Float[Array, "b t d"], prefix: int, index: Int[Array, "b k"]
+) -> Float[Array, "b k d"]:
+    """`gather_tokens` of the patch tokens, which stand behind `prefix` others in a sequence.
+
+    Never taken apart for it: a TPU would copy the part (docs/performance.md, "no sequence is
+    taken apart").
+    """
+    return gather_tokens(sequence, prefix + index)
 
 
 def gather_sequence(
     sequence: Float[Array, "b t d"], index: Int[Array, "b k"]
 ) -> Float[Array, "b k d"]:
     """`gather_tokens` of a whole sequence, which blocks go on with."""
-    return by_platform(
-        sequence,
-        index,
-        reference=by_index,
-        tpu=lambda sequence, index: token_major(by_product(sequence, index)),
-    )
+    return by_platform(sequence, index, reference=by_index, tpu=by_product_token_major)
 
 
 def by_index(values: Array, index: Int[Array, "b k"]) -> Array:
+    """A gather, which a CPU does best (docs/performance.md, CPU, "permuting")."""
     index = index.reshape(index.shape + (1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1, mode="promise_in_bounds")
 
 
 def by_product(values: Array, index: Int[Array, "b k"]) -> Array:
+    """By ones and zeros: TPUs gather slowly (docs/performance.md, TPU, "a TDM stage's takes")."""
     chosen = one_hot(index, values.shape[1], values.dtype)
     if values.ndim == 2:
         return (chosen * values[:, None, :]).sum(axis=-1, dtype=values.dtype)
     return weighted_sum(jnp.swapaxes(chosen, 1, 2), values)
+
+
+def by_product_token_major(
+    sequence: Float[Array, "b t d"], index: Int[Array, "b k"]
+) -> Float[Array, "b k d"]:
+    """Laid out as the blocks want it (docs/performance.md, TPU, "the sequence after a stage")."""
+    return token_major(by_product(sequence, index))
 
 
 def leading_indices(count: int, like: Array) -> Int[Array, "b {count}"]:

@@ -27,7 +27,7 @@ class ClusterReducer(StageReducer):
     before: ClassVar[bool] = True
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        return self.of_start(stage, patches)
+        return self.cumulative_count(stage, patches)
 
 
 def clustered(

@@ -140,6 +140,11 @@ class Reducer:
     # Whether the method has weights of its own that must be trained or loaded.
     learned: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        # A description is hashable: lists become tuples.
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _immutable(getattr(self, field.name)))
+
     @property
     def title(self) -> str:
         """What error messages call the method."""
@@ -251,6 +256,10 @@ class Reducer:
             None where training has no teacher. It receives no gradient.
         """
         return {}
+
+
+def _immutable(value: Any) -> Any:
+    return tuple(map(_immutable, value)) if isinstance(value, list | tuple) else value
 
 
 def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:

@@ -6,7 +6,7 @@ elsewhere stays represented; the attentive are merged to K' where they are alike
 fused token is added. A cluster token is `sum(a_i z_i) / sum(a_i)` over its members, a matched one
 likewise.
 
-The merger takes any importance score, so other methods can hand it theirs.
+The merger takes any importance score, so any method that scores tokens can use it.
 """
 
 import dataclasses
@@ -149,7 +149,7 @@ class Merger:
             cluster = keep_rate / 2
             rates = Rates((keep_rate - cluster) / (match - cluster), match, cluster, False)
         own = (self.attentive_rate, self.match_rate, self.cluster_rate, self.fuse)
-        return Rates(*(r if o is None else o for o, r in zip(own, rates, strict=True)))
+        return Rates(*(r if rate is None else rate for rate, r in zip(own, rates, strict=True)))
 
     def counts(self, n: int, keep_rate: float, target: int, exact: bool = False) -> TDMCounts:
         """The counts of a stage with n tokens.
@@ -230,14 +230,11 @@ class Merger:
         k = counts.attentive
         # Even ranks before odd ones: destinations and sources of the matching.
         order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
-        # Who joins whom has no gradient. Taken from the whole sequence: a TPU would copy a part.
-        sequence, s = jax.lax.stop_gradient(state.sequence()), state.prefix.shape[1]
         attentive, rest = order[:, :k], order[:, k:]
-        groups = [self._attentive(gather_tokens(sequence, s + attentive), counts).of(attentive)]
+        fixed = jax.lax.stop_gradient(state)  # who joins whom has no gradient
+        groups = [self._attentive(fixed.gather(attentive), counts).of(attentive)]
         if counts.clusters:
-            peaks = density_peaks(
-                gather_tokens(sequence, s + rest), counts.clusters, self.neighbors
-            )
+            peaks = density_peaks(fixed.gather(rest), counts.clusters, self.neighbors)
             groups.append(peaks.of(rest))
         weight = {"attention": score, "uniform": jnp.ones_like(score), "size": state.size}
         merged = state.merge(groups, weight[self.weight])

@@ -24,6 +24,7 @@ from tdm_jax.reduction.methods.svite import SViTE
 from tdm_jax.reduction.methods.tome import ToMe
 from tdm_jax.reduction.methods.topk import TopK
 from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.stages import StageReducer
 
 REDUCERS: dict[str, type[Reducer]] = {
     "none": Reducer,
@@ -92,7 +93,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
     kind, merger = _parts(name)
     own = _settings(kind)
-    settings = {key: _tuples(value) for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value is not None}
     arguments = {key: value for key, value in settings.items() if key in own}
     if merger is not None:
         of_merger = {key: value for key, value in settings.items() if key not in own}
@@ -129,6 +130,8 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
             f"{', '.join(REDUCERS)}"
         )
     name, settings = of_kind[0], _changed(reducer)
+    if isinstance(reducer, StageReducer) and not (reducer.by_rate or reducer.adaptive):
+        settings.pop("keep_rate", None)  # overruled
     merger = settings.pop("merger", None)
     if merger is not None:
         name = "tdm" if name == "topk" else name + _MERGED
@@ -139,10 +142,6 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
 def _changed(description: Any) -> dict[str, Any]:
     values = {f.name: (getattr(description, f.name), f) for f in dataclasses.fields(description)}
     return {name: value for name, (value, field) in values.items() if value != field.default}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The contract's larger half: methods that reduce at a few stages, by a schedule."""
+"""Methods that reduce at a few stages, by a schedule."""
 
 import dataclasses
 import math
@@ -41,18 +41,11 @@ class StageReducer(Reducer):
     before: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        name = self.title
-        for field in ("layers", "keep_rate", "counts", "r"):
-            value = getattr(self, field)
-            if isinstance(value, list):
-                object.__setattr__(self, field, tuple(value))
-        layers = self.layers
+        super().__post_init__()
+        name, layers = self.title, self.layers
         if layers != "all":
-            if (
-                isinstance(layers, str)
-                or list(layers) != sorted(set(layers))
-                or min(layers, default=0) < 0
-            ):
+            ascending = isinstance(layers, tuple) and list(layers) == sorted(set(layers))
+            if not ascending or min(layers, default=0) < 0:
                 raise InputError(
                     f"{name}: layers must be ascending block indices from 0, or 'all'; got {layers}"
                 )
@@ -119,7 +112,7 @@ class StageReducer(Reducer):
         keep_rate = rates if isinstance(self.keep_rate, tuple) else rates[0]
         return dataclasses.replace(self, keep_rate=keep_rate)
 
-    def of_start(self, stage: int, patches: int) -> int:
+    def cumulative_count(self, stage: int, patches: int) -> int:
         """`floor(patches * k_0 * ... * k_stage)`: the count of methods that go by the start."""
         rate = math.prod(self.rate(i) for i in range(stage + 1))
         return math.floor(patches * rate + 1e-9)

@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from tdm_jax.ops.gathering import (
+    gather_patches,
     gather_sequence,
     gather_tokens,
     inverse_index,
@@ -85,6 +86,10 @@ class TokenState:
         """The inverse of `sequence`: the same set with new values."""
         s = self.prefix.shape[1]
         return self.replace(prefix=sequence[:, :s], tokens=sequence[:, s:])
+
+    def gather(self, index: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+        """The values of the patch tokens at `index`."""
+        return gather_patches(self.sequence(), self.prefix.shape[1], index)
 
     def replace_tokens(
         self,

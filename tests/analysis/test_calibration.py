@@ -70,6 +70,13 @@ def test_patch_slimming_keeps_the_class_token_near(params):
     assert errors[0] < errors[1]
 
 
+def test_patch_slimming_runs_the_blocks_as_the_model_does():
+    # 16 * 2.1 channels: the model rounds them up.
+    slim = create_model("vit", REDUCERS["psvit"], num_classes=3, mlp_ratio=2.1, **SIZES)
+    params = slim.init(jax.random.key(1), IMAGES)
+    assert len(calibrate(slim, params, BATCHES).sets) == 4
+
+
 @pytest.mark.parametrize("name", REDUCERS)
 def test_result_survives_json(name, params):
     reducer = calibrate(model(REDUCERS[name]), params, BATCHES[:1])

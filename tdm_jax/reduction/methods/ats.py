@@ -49,7 +49,7 @@ class ATS(PruneReducer):
             )
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        return self.of_start(stage, patches)
+        return self.cumulative_count(stage, patches)
 
     @property
     def adaptive(self) -> bool:
@@ -88,7 +88,7 @@ class ATS(PruneReducer):
         # As many slots as tokens are no reason not to sample: that leaves some of them empty.
         if self.merger is not None or layer not in self.stages(shape):
             return False
-        return self.of_start(self.stages(shape).index(layer), shape.patches) < shape.patches
+        return self.cumulative_count(self.stages(shape).index(layer), shape.patches) < shape.patches
 
     def reduces(self, state: TokenState, context: BlockContext) -> bool:
         return super().reduces(state, context) or self._samples(context.layer, context.shape)
@@ -104,7 +104,7 @@ class ATS(PruneReducer):
             # Scores are below 1: what was sampled comes first.
             priority = sample(score, None, counts.attentive) + score
             return self.merger(state, score, counts, priority)
-        picked = sample(score, state.valid, self.of_start(stage, context.shape.patches))
+        picked = sample(score, state.valid, self.cumulative_count(stage, context.shape.patches))
         rank = inverse_index(argtopk(jnp.where(picked, score, -1.0), slots), state.count)
         survives = picked & (rank >= 0)
         # Stable: survivors in index order, then tokens to fill the empty slots with.

@@ -55,17 +55,16 @@ class AViT(Reducer):
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale <= 0 or not 0 < self.eps < 1:
             raise InputError(
                 f"AViT: expected scale > 0 and eps in (0, 1); got {self.scale} and {self.eps}"
             )
         if not 0 <= self.prior_depth <= 1:
             raise InputError(f"AViT: prior_depth must be in [0, 1]; got {self.prior_depth}")
-        if self.counts is not None:
-            object.__setattr__(self, "counts", tuple(self.counts))
-            counts = self.counts
-            if list(counts) != sorted(counts, reverse=True) or min(counts, default=1) < 1:
-                raise InputError(f"AViT: counts must be at least 1 and must not rise; got {counts}")
+        counts = self.counts or ()
+        if list(counts) != sorted(counts, reverse=True) or min(counts, default=1) < 1:
+            raise InputError(f"AViT: counts must be at least 1 and must not rise; got {counts}")
 
     def check(self, shape: ViTShape) -> None:
         if self.counts is None:

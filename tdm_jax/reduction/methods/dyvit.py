@@ -108,7 +108,7 @@ class DynamicViT(LearnedPruner):
             raise InputError(f"DynamicViT needs a width of at least 4; got {shape.width}")
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        return self.of_start(stage, patches)
+        return self.cumulative_count(stage, patches)
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         tokens, there = jnp.zeros((1, 1, shape.width)), jnp.ones((1, 1))

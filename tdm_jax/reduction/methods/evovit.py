@@ -55,8 +55,6 @@ class EvoViT(PruneReducer):
         super().__post_init__()
         if self.head not in HEADS:
             raise unknown("EvoViT head", self.head, HEADS)
-        if not isinstance(self.tradeoff, (int, float)):
-            object.__setattr__(self, "tradeoff", tuple(self.tradeoff))
         each = self.tradeoff if isinstance(self.tradeoff, tuple) else (self.tradeoff,)
         if not all(0 <= t <= 1 for t in each):
             raise InputError(f"EvoViT: tradeoff must be in [0, 1]; got {self.tradeoff}")

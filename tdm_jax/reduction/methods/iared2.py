@@ -71,7 +71,7 @@ class IARED2(LearnedPruner):
             raise InputError("IARED2 judges tokens by the class token; got a model without one")
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        return self.of_start(stage, patches)
+        return self.cumulative_count(stage, patches)
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         # Wide enough for the judgements of fresh interpreters to differ.

@@ -45,13 +45,11 @@ class PSViT(Reducer):
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 1:
             raise InputError(f"PSViT: tolerance must be in [0, 1); got {self.tolerance}")
-        if self.sets is None:
-            return
-        object.__setattr__(self, "sets", tuple(tuple(kept) for kept in self.sets))
         outer = None
-        for i, kept in enumerate(self.sets):
+        for i, kept in enumerate(self.sets or ()):
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0:
                 raise InputError(
                     f"PSViT: set {i} must be ascending patch indices, at least one; got {kept}"

@@ -129,8 +129,8 @@ class SPViT(DynamicViT):
         }
 
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
-        found = [re.search(r"in_conv\.(\d+)\.", name) for name in arrays]
-        heads = 1 + max((int(match[1]) for match in found if match), default=0)
+        matches = [re.search(r"in_conv\.(\d+)\.", name) for name in arrays]
+        heads = 1 + max((int(match[1]) for match in matches if match), default=0)
         names = {
             name.replace("_conv.", f"_conv.{head}."): f"head_{head}/{path}"
             for head in range(heads)

@@ -91,9 +91,8 @@ class ToMe(StageReducer):
         similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
         _, sources, others = similarity.shape
         rank = inverse_index(argtopk(similarity.max(axis=-1), sources), sources)
-        order = argtopk(
-            (rank >= merging).astype(jnp.float32), sources
-        )  # those that stay come first
+        # Those that stay come first.
+        order = argtopk((rank >= merging).astype(jnp.float32), sources)
         left, gone = order[:, : sources - merging], order[:, sources - merging :]
         merge = Merge(
             keep=jnp.concatenate([a + 2 * left, b + 2 * leading_indices(others, left)], axis=1),
