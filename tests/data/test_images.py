@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tdm_jax.data import images
-from tests.data.conftest import encode
+from tests.data.files import encode
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:

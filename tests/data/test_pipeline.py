@@ -8,7 +8,7 @@ from absl import flags
 from tdm_jax import data
 from tdm_jax.data import pipeline
 from tdm_jax.errors import InputError
-from tests.data.conftest import number_of
+from tests.data.files import number_of
 
 
 def digits(**values):

@@ -4,7 +4,7 @@ import pytest
 from tdm_jax.data import tfrecord
 from tdm_jax.data.tfrecord import Shard, TFRecordReader
 from tdm_jax.errors import InputError
-from tests.data.conftest import crc32c, masked, write_tfrecord
+from tests.data.files import crc32c, masked, write_tfrecord
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from PIL import Image, ImageEnhance
 
 from tdm_jax import data
 from tdm_jax.data import images, transforms
-from tests.data.conftest import encode
+from tests.data.files import encode
 
 BICUBIC = Image.Resampling.BICUBIC
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
