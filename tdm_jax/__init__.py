@@ -3,18 +3,26 @@
 from tdm_jax.analysis import costs as cost
 from tdm_jax.analysis.calibration import calibrate
 from tdm_jax.checkpoint import load_pretrained
-from tdm_jax.models.registry import create_model
-from tdm_jax.models.vit import VisionTransformer, unmerge
-from tdm_jax.reduction import describe_reducer, make_reducer
+from tdm_jax.data.preprocessing import preprocess
+from tdm_jax.models.info import unmerge
+from tdm_jax.models.preprocessing import Preprocessing
+from tdm_jax.models.registry import create_model, list_models
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.reduction import describe_reducer, list_reducers, make_reducer
+from tdm_jax.version import __version__
 
 __all__ = [
+    "Preprocessing",
     "VisionTransformer",
+    "__version__",
     "calibrate",
     "cost",
     "create_model",
     "describe_reducer",
+    "list_models",
+    "list_reducers",
     "load_pretrained",
     "make_reducer",
+    "preprocess",
     "unmerge",
 ]
-__version__ = "0.1.0"

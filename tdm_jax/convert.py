@@ -1,8 +1,8 @@
 """Converts checkpoints: `python -m tdm_jax.convert --input=deit_small.pth --output=deit_small`.
 
-`--input` is a facebook or timm .pth, a .safetensors file, a Hugging Face folder, or what this
-command wrote. `--output` becomes an Orbax folder that `load_pretrained` reads, or, if it ends in
-.safetensors, a file with timm's names. Prints every array with our name of it and its shape.
+`--input` is anything that `load_pretrained` reads. `--output` becomes an Orbax folder that it reads
+too, or, if it ends in .safetensors, a file with timm's names; a reducer and how images are prepared
+go along. Prints every array with our name of it and its shape.
 """
 
 from pathlib import Path
@@ -10,14 +10,16 @@ from pathlib import Path
 from absl import flags
 from flax import traverse_util
 
-from tdm_jax.checkpoint.export import save_safetensors
+from tdm_jax.checkpoint import describe, save_model, save_safetensors
 from tdm_jax.checkpoint.names import ParamMapping
-from tdm_jax.checkpoint.pretrained import Loaded, describe, load
+from tdm_jax.checkpoint.pretrained import Loaded, load
 from tdm_jax.checkpoint.raw_checkpoint import read_raw_checkpoint
-from tdm_jax.checkpoint.saved_model import is_saved_model, save_model
+from tdm_jax.checkpoint.saved_model import is_saved_model
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import parameter_count
+
+FLAGS = flags.FLAGS
 
 
 def convert(
@@ -40,19 +42,18 @@ def convert(
       image_size: as in `load_pretrained`.
 
     Returns:
-      The model, its parameters, and where each came from.
+      The model, its variables, and where each came from.
 
     Raises:
       InputError: the output exists, or the source is unreadable or no model of ours.
     """
     _check_output(Path(output), overwrite)
-    told = {"num_heads": num_heads, "image_size": image_size}
-    told = {name: value for name, value in told.items() if value is not None}
-    loaded = load(read_raw_checkpoint(source, ema=ema), **told)
+    checkpoint = read_raw_checkpoint(source, ema=ema)
+    loaded = load(checkpoint, num_heads=num_heads, image_size=image_size)
     if str(output).endswith(".safetensors"):
-        save_safetensors(output, loaded.model, loaded.params, overwrite=overwrite)
+        save_safetensors(output, loaded.model, loaded.variables, overwrite=overwrite)
     else:
-        save_model(output, describe(loaded.model), loaded.params, overwrite=overwrite)
+        save_model(output, describe(loaded.model), loaded.variables, overwrite=overwrite)
     return loaded
 
 
@@ -70,33 +71,29 @@ def mapping(loaded: Loaded) -> str:
     """The table of what became what: source names, our name, our shape."""
     shapes = {
         path: str(list(array.shape))
-        for path, array in traverse_util.flatten_dict(loaded.params["params"], sep="/").items()
+        for path, array in traverse_util.flatten_dict(loaded.variables["params"], sep="/").items()
     }
-    rows = [(_sources(entry), entry.path, shapes[entry.path]) for entry in loaded.entries]
+    rows = [(_sources(leaf), leaf.path, shapes[leaf.path]) for leaf in loaded.mappings]
     rows = [("source", "tdm_jax", "shape"), *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
 
 
-def _sources(entry: ParamMapping) -> str:
-    if len(entry.sources) == 1:
-        return entry.sources[0]
+def _sources(mapping: ParamMapping) -> str:
     # query, key and value differ in one part of their names.
-    parts = [set(part) for part in zip(*(s.split(".") for s in entry.sources), strict=True)]
-    order = [part.split(".") for part in entry.sources]
+    parts = zip(*(name.split(".") for name in mapping.sources), strict=True)
     return ".".join(
-        "{" + ",".join(name[i] for name in order) + "}" if len(part) > 1 else part.pop()
-        for i, part in enumerate(parts)
+        part[0] if len(set(part)) == 1 else "{" + ",".join(part) + "}" for part in parts
     )
 
 
-def _image_size(given: list[str] | None) -> int | tuple[int, int] | None:
-    if given is None:
+def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
+    if sides is None:
         return None
-    if len(given) not in (1, 2) or not all(side.isdigit() for side in given):
-        raise InputError(f"--image_size: expected height,width or one number; got {given}")
-    sides = tuple(map(int, given))
-    return sides[0] if len(sides) == 1 else sides
+    if len(sides) not in (1, 2) or not all(side.isdigit() for side in sides):
+        raise InputError(f"--image_size: expected height,width or one number; got {sides}")
+    height, width = int(sides[0]), int(sides[-1])
+    return (height, width)
 
 
 def define_flags() -> None:
@@ -117,22 +114,21 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    given = flags.FLAGS
     loaded = convert(
-        given.input,
-        given.output,
-        ema=given.ema,
-        overwrite=given.overwrite,
-        num_heads=given.num_heads,
-        image_size=_image_size(given.image_size),
+        FLAGS.input,
+        FLAGS.output,
+        ema=FLAGS.ema,
+        overwrite=FLAGS.overwrite,
+        num_heads=FLAGS.num_heads,
+        image_size=_image_size(FLAGS.image_size),
     )
     print(mapping(loaded))
     model = loaded.model
     size = "x".join(map(str, model.image_size))
     print(
-        f"{parameter_count(loaded.params):,} parameters: {model.depth} blocks of width "
+        f"{parameter_count(loaded.variables):,} parameters: {model.depth} blocks of width "
         f"{model.width}, {model.num_heads} heads, images {size}, patches of {model.patch_size}, "
-        f"{model.num_classes} classes{', distilled' if model.distilled else ''} -> {given.output}"
+        f"{model.num_classes} classes{', distilled' if model.distilled else ''} -> {FLAGS.output}"
     )
 
 

@@ -1,12 +1,67 @@
-"""How a file is written: whole, or not at all."""
+"""Where files lie, how one is written (whole, or not at all), and how JSON is read."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
+
+from etils import epath
 
 from tdm_jax.errors import InputError
+
+
+def is_remote(path: str | PathLike[str]) -> bool:
+    """Whether a path leads into an object store (gs://bucket/...)."""
+    return "://" in fspath(path)
+
+
+def reach(path: str | PathLike[str]) -> epath.Path:
+    """A path on a disk or in an object store; it need not exist.
+
+    Raises:
+      InputError: the store cannot be reached.
+    """
+    place = epath.Path(path)
+    if is_remote(place):
+        try:
+            place.exists()
+        except Exception as error:  # each kind of store fails in its own way
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(
+                f"cannot reach {place}: {reason}; expected `pip install gcsfs` and credentials"
+            ) from error
+    return place
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        return parse_json(path, path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable: {error}") from error
+
+
+def parse_json(place: object, text: str) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+      InputError: the text, which was found at `place`, is something else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{place}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected a JSON object; got {type(value).__name__}")
+    return value
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def test_round_trip_through_every_format(tmp_path):
     convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
     model, params = load_pretrained(tmp_path / "c")
     assert model == first.model
-    _equal(params, first.params)
+    _equal(params, first.variables)
     config, _ = load_model(tmp_path / "c")
     assert config["num_heads"] == 3
 
@@ -100,17 +100,17 @@ def test_averaged_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "size"),
-    [(None, None), (["64"], 64), (["32", "96"], (32, 96))],
+    ("sides", "size"),
+    [(None, None), (["64"], (64, 64)), (["32", "96"], (32, 96))],
 )
-def test_image_size_flag(given, size):
-    assert convert._image_size(given) == size
+def test_image_size_flag(sides, size):
+    assert convert._image_size(sides) == size
 
 
-@pytest.mark.parametrize("given", [[], ["1", "2", "3"], ["big"], ["-3"]])
-def test_bad_image_size_flag(given):
+@pytest.mark.parametrize("sides", [[], ["1", "2", "3"], ["big"], ["-3"]])
+def test_bad_image_size_flag(sides):
     with pytest.raises(InputError, match="expected height,width"):
-        convert._image_size(given)
+        convert._image_size(sides)
 
 
 def test_importing_defines_no_flags():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-import tdm_jax
+from tdm_jax.version import __version__
 
 
 def describe() -> dict[str, str | int | float]:
@@ -21,7 +21,7 @@ def describe() -> dict[str, str | int | float]:
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "tdm_jax": tdm_jax.__version__,
+        "tdm_jax": __version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": _processor() if device.platform == "cpu" else device.device_kind,

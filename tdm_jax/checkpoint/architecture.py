@@ -10,14 +10,14 @@ from tdm_jax.errors import InputError
 
 
 def architecture(
-    source: RawCheckpoint, naming: Naming, given: Mapping[str, Any]
+    checkpoint: RawCheckpoint, naming: Naming, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """What the arrays' shapes, and a description beside them, say of a model.
 
     Args:
-      source: the checkpoint.
+      checkpoint: with its description.
       naming: how it names its arrays.
-      given: settings that the caller has decided.
+      settings: fields that the caller has decided.
 
     Returns:
       Fields of `VisionTransformer`, and rows and columns of the patches that the checkpoint's
@@ -26,25 +26,26 @@ def architecture(
     Raises:
       InputError: a shape that decides is missing, or nothing tells the number of heads or the grid.
     """
-    depth = naming.depth(source.arrays)
-    entries = naming.entries(max(depth, 1))
+    arrays, told = checkpoint.arrays, checkpoint.description
+    depth = naming.depth(arrays)
+    mappings = naming.mappings(max(depth, 1))
 
     def shape(path: str, rank: int) -> tuple[int, ...]:
-        name = entries[path].sources[0]
-        if name not in source.arrays or source.arrays[name].ndim != rank:
-            got = source.arrays[name].shape if name in source.arrays else "nothing"
+        name = mappings[path].sources[0]
+        if name not in arrays or arrays[name].ndim != rank:
+            got = arrays[name].shape if name in arrays else "nothing"
             raise InputError(
-                f"{source.path}: the architecture cannot be told without {name} of {rank} "
+                f"{checkpoint.path}: the architecture cannot be told without {name} of {rank} "
                 f"dimensions; got {got}"
             )
-        return source.arrays[name].shape
+        return arrays[name].shape
 
     def has(path: str) -> bool:
-        return entries[path].sources[0] in source.arrays
+        return mappings[path].sources[0] in arrays
 
     width, in_channels, patch, patch_width = shape("patch_embed/proj/kernel", 4)
     if patch != patch_width:
-        raise InputError(f"{source.path}: expected square patches; got {patch} x {patch_width}")
+        raise InputError(f"{checkpoint.path}: expected square patches; got {patch} x {patch_width}")
     hidden = shape("blocks_0/mlp/fc1/kernel", 2)[0]
     fields: dict[str, Any] = {
         "patch_size": patch,
@@ -58,48 +59,46 @@ def architecture(
     }
     if has("head/kernel"):
         fields["num_classes"] = shape("head/kernel", 2)[0]
-    classes = source.num_classes
+    classes = told.get("num_classes")
     if classes is not None and fields.setdefault("num_classes", classes) != classes:
         raise InputError(
-            f"{source.path}: the description says {classes} classes, the head has "
+            f"{checkpoint.path}: the description says {classes} classes, the head has "
             f"{fields['num_classes']}"
         )
-    if source.layer_norm_eps is not None:
-        fields["layer_norm_eps"] = source.layer_norm_eps
-    if source.num_heads is not None:
-        fields["num_heads"] = source.num_heads
-    elif width % 64 == 0:
-        fields["num_heads"] = width // 64
-    elif "num_heads" not in given:
+    fields |= {name: told[name] for name in ("layer_norm_eps", "num_heads") if name in told}
+    if width % 64 == 0:
+        fields.setdefault("num_heads", width // 64)
+    elif "num_heads" not in {**fields, **settings}:
         raise InputError(
-            f"{source.path}: the number of heads cannot be told from the width {width}, which is "
-            "no multiple of 64; expected num_heads"
+            f"{checkpoint.path}: the number of heads cannot be told from the width {width}, which "
+            "is no multiple of 64; expected num_heads"
         )
     placed = fields["class_token"] + fields["distilled"]
-    grid = _grid(source, shape("pos_embed", 3)[1] - placed, patch, given)
+    grid = _grid(checkpoint, shape("pos_embed", 3)[1] - placed, patch, settings)
     fields["image_size"] = (grid[0] * patch, grid[1] * patch)
     return fields, grid
 
 
 def _grid(
-    source: RawCheckpoint, patches: int, patch: int, given: Mapping[str, Any]
+    checkpoint: RawCheckpoint, patches: int, patch: int, settings: Mapping[str, Any]
 ) -> tuple[int, int]:
-    if source.image_size is not None:
-        grid = (source.image_size[0] // patch, source.image_size[1] // patch)
+    if "image_size" in checkpoint.description:
+        size = checkpoint.description["image_size"]
+        grid = (size[0] // patch, size[1] // patch)
         if math.prod(grid) != patches:
             raise InputError(
-                f"{source.path}: images of {source.image_size} have {math.prod(grid)} patches, the "
+                f"{checkpoint.path}: images of {size} have {math.prod(grid)} patches, the "
                 f"position embedding {patches}"
             )
         return grid
     side = math.isqrt(max(patches, 0))
     if side * side == patches > 0:
         return side, side
-    if "image_size" in given and not isinstance(given["image_size"], int):
-        grid = tuple(pixels // patch for pixels in given["image_size"])
+    if not isinstance(settings.get("image_size", 0), int):
+        grid = tuple(pixels // patch for pixels in settings["image_size"])
         if math.prod(grid) == patches:
             return grid
     raise InputError(
-        f"{source.path}: the position embedding has {patches} patches, which is no square; "
+        f"{checkpoint.path}: the position embedding has {patches} patches, which is no square; "
         "expected image_size as (height, width) with as many"
     )

@@ -1,32 +1,54 @@
 """Is what Orbax wrote all there, and is it what we expect?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tensorstore
 from etils import epath
+from flax import traverse_util
 
 from tdm_jax.errors import InputError
 
 PyTree = Any
 
 
-def verify(folder: epath.Path) -> None:
+def verify(folder: epath.Path, branch: str = "") -> None:
     """Reads every array that Orbax wrote into a folder, one after the other; raises at damage.
 
     Orbax reads them all at once in an event loop, and when several fail, raises the first and
-    leaves the others to print their tracebacks into whatever runs later.
+    leaves the others to print their tracebacks into whatever runs later. With a `branch` of the
+    tree, its arrays alone.
     """
+    for _ in _arrays(folder, branch):
+        pass
+
+
+def read_tree(folder: epath.Path, branch: str = "") -> dict[str, Any]:
+    """Nested dictionaries of arrays that Orbax wrote, on the host; raises at damage.
+
+    Neither their shapes need be known nor the devices exist that wrote them.
+
+    Args:
+      folder: of the whole tree.
+      branch: the one that is read; "" for all.
+    """
+    flat = {tuple(name.split(".")): array for name, array in _arrays(folder, branch)}
+    tree = traverse_util.unflatten_dict(flat)
+    return tree[branch] if branch and tree else tree
+
+
+def _arrays(folder: epath.Path, branch: str) -> Iterator[tuple[str, np.ndarray]]:
     path = str(folder)
     base = {"driver": "ocdbt", "base": f"{path if '://' in path else f'file://{path}'}/"}
     for key in tensorstore.KvStore.open(base).result().list().result():
-        name = key.decode()
-        if name.endswith("/.zarray"):
-            kvstore = {**base, "path": name.removesuffix(".zarray")}
+        name, found, _ = key.decode().partition("/.zarray")
+        if found and (not branch or name.split(".")[0] == branch):
+            kvstore = {**base, "path": f"{name}/"}
             array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
-            array.read().result()
+            yield name, array.read().result()
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
@@ -65,8 +87,8 @@ def check(tree: PyTree, saved: Mapping[str, int]) -> None:
 
     Arrays that come back as another type are not compared.
     """
-    found = checksums(tree)
-    changed = sorted(name for name in found.keys() & saved.keys() if found[name] != saved[name])
+    sums = checksums(tree)
+    changed = sorted(name for name in sums.keys() & saved.keys() if sums[name] != saved[name])
     if changed:
         more = f" and {len(changed) - 3} more" if changed[3:] else ""
         raise ValueError(f"not the bits that were saved: {', '.join(changed[:3])}{more}")

@@ -20,7 +20,7 @@ Kind = Literal["array", "norm", "dense", "conv"]
 
 class _Row(NamedTuple):
     kind: Kind
-    ours: str
+    path: str
     hf_file: tuple[str, ...]
     hf_memory: tuple[str, ...] | None = None  # None: as in the file
 
@@ -65,7 +65,7 @@ _TABLE = (
     _Row("dense", "head", ("{head}",)),
     _Row("dense", "head_dist", ("distillation_classifier",)),
 )
-# Ours -> theirs, for the parameters of each kind of module; "" is the module itself.
+# Flax's name -> PyTorch's, for the parameters of each kind of module; "" is the module itself.
 _LEAVES: dict[Kind, dict[str, str]] = {
     "array": {"": ""},
     "norm": {"/scale": ".weight", "/bias": ".bias"},
@@ -97,7 +97,7 @@ class ParamMapping(NamedTuple):
 
     path: str
     sources: tuple[str, ...]
-    axes: tuple[int, ...] | None  # transposition from theirs to ours
+    axes: tuple[int, ...] | None  # transposition from PyTorch to flax
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The shape that each of `sources` has if our parameter has this one."""
@@ -105,12 +105,12 @@ class ParamMapping(NamedTuple):
             shape = tuple(shape[axis] for axis in np.argsort(self.axes))
         return [(shape[0] // len(self.sources), *shape[1:])] * len(self.sources)
 
-    def to_ours(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def to_flax(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Joins and transposes the arrays of `sources`."""
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
         return array if self.axes is None else array.transpose(self.axes)
 
-    def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
+    def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
         """The exact inverse: one array for each of `sources`."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
@@ -135,33 +135,31 @@ class Naming(NamedTuple):
         """The number of blocks that the names speak of."""
         block = {"timm": "blocks.", "hf_file": "encoder.layer.", "hf_memory": "layers."}
         pattern = re.compile(re.escape(self.prefix + block[self.scheme]) + r"(\d+)\.")
-        return len({found[1] for name in names if (found := pattern.match(name))})
+        return len({match[1] for match in map(pattern.match, names) if match})
 
-    def entries(self, depth: int) -> dict[str, ParamMapping]:
+    def mappings(self, depth: int) -> dict[str, ParamMapping]:
         """Every parameter that a model of this depth may have, by its path in our tree."""
-        rows: list[ParamMapping] = []
-        for row in _TABLE:
-            for i in range(depth) if "{i}" in row.ours else [0]:
-                rows.extend(self._leaves(row, i))
-        return {entry.path: entry for entry in rows}
+        blocks = ((row, range(depth) if "{i}" in row.path else [0]) for row in _TABLE)
+        leaves = (leaf for row, numbers in blocks for i in numbers for leaf in self._leaves(row, i))
+        return {leaf.path: leaf for leaf in leaves}
 
     def _leaves(self, row: _Row, i: int) -> list[ParamMapping]:
         if self.scheme == "timm":
-            theirs = ("{p}" + row.ours.replace("blocks_", "blocks.").replace("/", "."),)
+            modules = ("{p}" + row.path.replace("blocks_", "blocks.").replace("/", "."),)
         elif self.scheme == "hf_memory" and row.hf_memory is not None:
-            theirs = row.hf_memory
+            modules = row.hf_memory
         else:
-            theirs = row.hf_file
-        entries = []
-        for our_leaf, their_leaf in _LEAVES[row.kind].items():
-            axes = None
-            if our_leaf == "/kernel":
-                axes = (1, 0) if row.kind == "dense" else (2, 3, 1, 0)
-            sources = tuple(
-                name.format(p=self.prefix, i=i, head=self.head) + their_leaf for name in theirs
+            modules = row.hf_file
+        modules = [name.format(p=self.prefix, i=i, head=self.head) for name in modules]
+        axes = {"dense": (1, 0), "conv": (2, 3, 1, 0)}
+        return [
+            ParamMapping(
+                path=row.path.format(i=i) + leaf,
+                sources=tuple(name + torch_leaf for name in modules),
+                axes=axes[row.kind] if leaf == "/kernel" else None,
             )
-            entries.append(ParamMapping(row.ours.format(i=i) + our_leaf, sources, axes))
-        return entries
+            for leaf, torch_leaf in _LEAVES[row.kind].items()
+        ]
 
 
 def detect(names: Collection[str]) -> Naming:
@@ -170,19 +168,19 @@ def detect(names: Collection[str]) -> Naming:
     Raises:
       InputError: there is no patch embedding by any known name, or more than one.
     """
-    found = [
+    families = [
         (family, name.removesuffix(anchor))
         for name in names
         for family, anchor in _ANCHOR.items()
         if name.endswith(anchor)
     ]
-    if len(found) != 1:
+    if len(families) != 1:
         raise InputError(
             "not one vision transformer with names of timm, facebook or Hugging Face: expected one "
-            f"{' or '.join(_ANCHOR.values())}; got {len(found)} among {len(names)} names"
+            f"{' or '.join(_ANCHOR.values())}; got {len(families)} among {len(names)} names"
             f" ({ranges(names, most=6)})"
         )
-    family, prefix = found[0]
+    family, prefix = families[0]
     if family == "timm":
         return Naming("timm", prefix)
     in_memory = any(name.startswith(f"{prefix}layers.") for name in names)
@@ -194,20 +192,20 @@ def detect(names: Collection[str]) -> Naming:
     )
 
 
-def to_theirs(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-    """Parameters by our paths, under the names and in the layout of others.
+def to_torch(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """Parameters by our paths, under the names and in the layout of a PyTorch program.
 
     A reducer's own weights have no other name; they keep their path.
     """
     blocks = {path.split("/")[0] for path in params if path.startswith("blocks_")}
-    entries = naming.entries(len(blocks))
+    mappings = naming.mappings(len(blocks))
     arrays: dict[str, np.ndarray] = {}
     for path, value in params.items():
         if path.startswith(REDUCER):
             arrays[path] = np.asarray(value)
-        elif path in entries:
-            parts = entries[path].to_theirs(np.asarray(value))
-            arrays.update(zip(entries[path].sources, parts, strict=True))
+        elif path in mappings:
+            parts = mappings[path].to_torch(np.asarray(value))
+            arrays.update(zip(mappings[path].sources, parts, strict=True))
         else:
             raise InputError(f"no parameter of a vision transformer is called {path!r}")
     return arrays

@@ -13,39 +13,27 @@ from tdm_jax.checkpoint.names import ParamMapping, detect
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
 from tdm_jax.checkpoint.weight_loader import WeightLoader
 from tdm_jax.errors import InputError
-from tdm_jax.models.registry import create_model
+from tdm_jax.models.registry import create_model, deit_preprocessing
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer
 
-Params = dict[str, Any]
-# Fields that decide what the parameters are and what they compute; the rest is how training runs.
-_DESCRIBED = (
-    "image_size", "patch_size", "width", "depth", "num_heads", "num_classes", "in_channels",
-    "mlp_ratio", "distilled", "class_token", "num_registers", "layer_norm_eps",
-)  # fmt: skip
+Variables = dict[str, Any]
 
 
 class Loaded(NamedTuple):
-    """A model, its parameters, and which arrays of the file each came from."""
+    """A model, its variables, and which arrays of the file each came from."""
 
     model: VisionTransformer
-    params: Params
-    entries: tuple[ParamMapping, ...]
-
-
-def describe(model: VisionTransformer) -> dict[str, Any]:
-    """What `create_model` takes to build a model of the same weights, as JSON can hold it."""
-    fields = {name: getattr(model, name) for name in _DESCRIBED}
-    return {"name": "vit", **fields, "image_size": list(model.image_size)}
+    variables: Variables
+    mappings: tuple[ParamMapping, ...]
 
 
 def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint, by the names and in the layout that it has itself.
 
     Args:
-      path: a .pth, .pt or .bin file, a .safetensors file, a Hugging Face folder, or a folder that
-        `save_model` wrote (which answers with timm's names and layout).
-      ema: take the moving average of a training checkpoint's weights.
+      path: as in `load_pretrained`; what tdm_jax wrote answers with timm's names and layout.
+      ema: take the moving average of the weights that a training keeps.
 
     Raises:
       InputError: there is nothing that could be read, or it is damaged.
@@ -58,47 +46,41 @@ def load_pretrained(
     reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
-    num_heads: int | None = None,
-    num_classes: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
     reset_head: bool = False,
     fresh_reducer: bool = False,
     extra_weights: Mapping[str, np.ndarray] | None = None,
     ema: bool = False,
-    **overrides: Any,
-) -> tuple[VisionTransformer, Params]:
+    **settings: Any,
+) -> tuple[VisionTransformer, Variables]:
     """Builds the model that a checkpoint is of, and fills it.
 
-    The architecture follows from the arrays' shapes. What they do not tell comes from a config.json
-    or our own description beside them, else it is DeiT's: heads of 64 channels, a layer norm
-    epsilon of 1e-6, a square grid of patches.
+    The architecture follows from the arrays' shapes. What they do not tell comes from a description
+    beside them (our own, Hugging Face's, timm's), else it is DeiT's: heads of 64 channels, a layer
+    norm epsilon of 1e-6, a square grid of patches, ImageNet's mean and standard deviation.
 
     Args:
-      path: as in `read_state_dict`.
+      path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a folder of Hugging Face, timm or
+        `save_model`, or the working directory of a training, finished or not; each on a disk or in
+        an object store (gs://...).
       reducer: a name, or an object from `make_reducer`; None for the one that the model was saved
-        with (`save_model(path, {**describe(model), "reducer": describe_reducer(reducer)}, params)`
-        keeps calibrated counts, too), else "none".
-      keep_rate: with a reducer by name; None for its default.
-      num_heads: of the model; must be told if the width is no multiple of 64.
-      num_classes: another number than the checkpoint's needs `reset_head`.
-      image_size: height and width in pixels, or one number for both; the position embedding is
-        resized if the grid of patches differs.
+        or trained with, calibrated counts included, else "none".
+      keep_rate: as in `create_model`; without `reducer` the saved one goes to this keep rate.
       reset_head: start with a fresh head (or two), whatever the checkpoint has.
       fresh_reducer: let a learned reducer whose weights the checkpoint lacks start fresh, to be
         trained.
       extra_weights: of a learned reducer, by the names of its original program.
-      ema: take the moving average of a training checkpoint's weights.
-      **overrides: further fields of `VisionTransformer`, or `layers` for the reducer.
+      ema: take the moving average of the weights that a training keeps.
+      **settings: as in `create_model`: of the method, and fields of the model. `num_heads` must be
+        given if the width is no multiple of 64 and nothing tells; another `num_classes` than the
+        checkpoint's needs `reset_head`; for another `image_size` the position embedding is resized.
 
     Returns:
-      The model, and parameters in float32 as `model.init` would return them.
+      The model, and variables in float32 as `model.init` would return them.
 
     Raises:
-      InputError: the file is unreadable; the architecture cannot be told; or entries are missing,
-        left over or of the wrong shape, all of them listed.
+      InputError: the file is unreadable; the architecture cannot be told; or parameters are
+        missing, left over or of the wrong shape, all of them listed.
     """
-    given = {"num_heads": num_heads, "num_classes": num_classes, "image_size": image_size}
-    given = {key: value for key, value in given.items() if value is not None}
     loaded = load(
         read_raw_checkpoint(path, ema=ema),
         reducer,
@@ -106,38 +88,41 @@ def load_pretrained(
         reset_head=reset_head,
         fresh_reducer=fresh_reducer,
         extra_weights=extra_weights,
-        **given,
-        **overrides,
+        **settings,
     )
-    return loaded.model, loaded.params
+    return loaded.model, loaded.variables
 
 
 def load(
-    source: RawCheckpoint,
+    checkpoint: RawCheckpoint,
     reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
     reset_head: bool = False,
     fresh_reducer: bool = False,
     extra_weights: Mapping[str, np.ndarray] | None = None,
-    **overrides: Any,
+    **settings: Any,
 ) -> Loaded:
     """`load_pretrained` for a checkpoint that was read before; also tells what was mapped."""
-    naming = detect(source.arrays)
-    fields, grid = architecture(source, naming, overrides)
-    # A reducer that is given replaces the saved one with all that belongs to it.
-    told = source.reducer if reducer is None else {"reducer": reducer}
-    if keep_rate is not None:
-        told = told | {"keep_rate": keep_rate}
+    naming = detect(checkpoint.arrays)
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    fields, grid = architecture(checkpoint, naming, chosen)
+    if "preprocessing" in checkpoint.description:
+        fields["preprocessing"] = checkpoint.description["preprocessing"]
+    elif fields["in_channels"] == 3:
+        fields["preprocessing"] = deit_preprocessing(min(fields["image_size"]))
+    if reducer is None:
+        reducer = checkpoint.description.get("reducer", "none")
     try:
-        model = create_model("vit", **{**fields, **told, **overrides})
+        model = create_model("vit", reducer, keep_rate, **{**settings, **fields, **chosen})
     except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
-    fit = WeightLoader(source, naming, model, grid, reset_head, fresh_reducer)
-    params = fit.parameters()
+        raise InputError(f"{checkpoint.path}: {error}") from error
+    loader = WeightLoader(checkpoint, naming, model, grid, reset_head, fresh_reducer)
+    params = loader.parameters()
     if model.reducer.learned:
-        params["reducer"] = fit.reducer_weights(extra_weights)
+        params["reducer"] = loader.reducer_weights(extra_weights)
     elif extra_weights is not None:
         model.reducer.import_weights(dict(extra_weights))  # says that it has no use for them
-    fit.check()
-    return Loaded(model, {"params": jax.tree.map(jnp.asarray, params)}, tuple(fit.used))
+    loader.check()
+    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    return Loaded(model, variables, tuple(loader.used))

@@ -1,4 +1,4 @@
-"""Where weights come from: any kind of file or folder becomes named arrays and facts about them.
+"""Where weights come from: any kind of file or folder becomes named arrays and a description.
 
 Nothing is renamed here; `names` knows what the names mean.
 """
@@ -11,19 +11,21 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives NumPy, and so safetensors, the type bfloat16)
 import numpy as np
-import safetensors
 from etils import epath
 from flax import traverse_util
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
-from tdm_jax.checkpoint.names import Naming, to_theirs
+from tdm_jax.checkpoint.descriptions import from_hugging_face, from_ours, from_timm
+from tdm_jax.checkpoint.names import Naming, to_torch
 from tdm_jax.checkpoint.saved_model import is_saved_model, load_model
 from tdm_jax.checkpoint.torch_file import read_torch_file
+from tdm_jax.checkpoint.workdir import is_workdir, load_workdir
 from tdm_jax.errors import InputError
-from tdm_jax.models.registry import create_model
+from tdm_jax.files import is_remote, parse_json, reach, read_json
 
-METADATA = "tdm_jax"  # the entry of a .safetensors file that holds our description of the model
-_HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Where training programs put the weights, and their moving average, beside everything else.
 _PLAIN, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
 
@@ -35,62 +37,58 @@ class RawCheckpoint:
     Attributes:
       path: for messages.
       arrays: by the names in the file.
-      image_size: what a description beside the arrays says of it, None if there is none; so too
-      num_heads: (no array tells),
-      layer_norm_eps: (no array tells) and
-      num_classes: where the arrays may have no head.
-      reducer: `reducer` and what belongs to it, as `create_model` takes them, if it was saved with
-        one.
+      description: what stands beside them of the model, as `create_model` takes it: its size in
+        pixels, heads, epsilon, classes, reducer, preprocessing; as much of it as is known.
     """
 
     path: str
     arrays: dict[str, np.ndarray]
-    image_size: tuple[int, int] | None = None
-    num_heads: int | None = None
-    layer_norm_eps: float | None = None
-    num_classes: int | None = None
-    reducer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_raw_checkpoint(path: str | PathLike[str], *, ema: bool = False) -> RawCheckpoint:
     """Reads a checkpoint of any kind.
 
     Args:
-      path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a Hugging Face folder, or a
-        folder that `save_model` wrote.
-      ema: take the moving average of a training checkpoint's weights.
+      path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a folder of Hugging Face, timm or
+        `save_model`, or a training's working directory; each on a disk or in a store (gs://...).
+      ema: take the moving average of the weights that a training keeps.
 
     Raises:
       InputError: there is nothing that could be read, or it is damaged.
     """
-    path = epath.Path(path)
+    path = reach(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
     if is_saved_model(path):
-        source = _from_orbax(path)
+        checkpoint = _from_variables(path, *load_model(path))
+    elif is_workdir(path):
+        return _from_variables(path, *load_workdir(path, ema=ema))
     elif path.is_dir():
-        source = _from_hugging_face(path)
+        checkpoint = _from_folder(path)
     elif path.suffix == ".safetensors":
-        source = _from_safetensors(path)
+        checkpoint = _from_safetensors(path)
     else:
         return RawCheckpoint(str(path), _state_dict(path, read_torch_file(path), ema=ema))
     if ema:
-        raise InputError(f"{path}: no moving average here; expected a training checkpoint (.pth)")
-    return source
+        raise InputError(
+            f"{path}: no moving average here; expected a training's .pth or working directory"
+        )
+    return checkpoint
 
 
-def _state_dict(path: epath.Path, content: Any, *, ema: bool) -> dict[str, np.ndarray]:
-    wanted = _EMA if ema else _PLAIN
+def _state_dict(path: epath.Path, content: Any, *, ema: bool = False) -> dict[str, np.ndarray]:
     if isinstance(content, dict):
-        found = [content[key] for key in wanted if isinstance(content.get(key), dict)]
-        if found:
-            content = found[0]
+        keys = _EMA if ema else _PLAIN
+        inner = [content[key] for key in keys if isinstance(content.get(key), dict)]
+        if inner:
+            content = inner[0]
         elif ema:
             raise InputError(f"{path}: expected {' or '.join(_EMA)}; got {_some(content)}")
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: expected named tensors; got {type(content).__name__}")
-    others = [key for key, value in content.items() if not isinstance(value, np.ndarray)]
-    if others or not all(isinstance(key, str) for key in content):
+    tensors = (isinstance(k, str) and isinstance(v, np.ndarray) for k, v in content.items())
+    if not all(tensors):
         raise InputError(
             f"{path}: expected named tensors, or {' or '.join(_PLAIN)} with them; got "
             f"{_some(content)}"
@@ -105,80 +103,51 @@ def _some(names: Any, most: int = 8) -> str:
 
 def _from_safetensors(path: epath.Path) -> RawCheckpoint:
     try:
-        arrays = load_file(path)
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata()
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        # What is on a disk is mapped rather than read at once.
+        arrays = (
+            safetensors.load(path.read_bytes()) if is_remote(path) else safetensors.load_file(path)
+        )
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable .safetensors (truncated?): {error}") from error
-    if metadata is None or METADATA not in metadata:
+    metadata = header.get("__metadata__", {})
+    if METADATA not in metadata:
         return RawCheckpoint(str(path), arrays)
-    return _described(path, arrays, _parse(path, metadata[METADATA]))
+    return RawCheckpoint(str(path), arrays, from_ours(path, parse_json(path, metadata[METADATA])))
 
 
-def _from_orbax(path: epath.Path) -> RawCheckpoint:
-    config, params = load_model(path)
-    if "params" not in params:
-        raise InputError(f"{path}: expected a tree with 'params'; got {_some(params)}")
-    ours = traverse_util.flatten_dict(params["params"], sep="/")
-    arrays = to_theirs(Naming("timm"), {name: np.asarray(array) for name, array in ours.items()})
-    return _described(path, arrays, config)
-
-
-def _described(
-    path: epath.Path, arrays: dict[str, np.ndarray], config: dict[str, Any]
+def _from_variables(
+    path: epath.Path, description: dict[str, Any], variables: dict[str, Any]
 ) -> RawCheckpoint:
-    """Takes from keyword arguments of `create_model` what the arrays do not tell."""
-    reducer = {k: v for k, v in config.items() if k in ("reducer", "keep_rate", "layers")}
-    own = {k: v for k, v in config.items() if k not in reducer}
-    try:
-        model = create_model(**own)
-    except (InputError, TypeError) as error:
-        raise InputError(f"{path}: it describes no model of ours: {error}") from error
-    return RawCheckpoint(
-        str(path),
-        arrays,
-        image_size=model.image_size,
-        num_heads=model.num_heads,
-        layer_norm_eps=model.layer_norm_eps,
-        reducer=reducer,
-    )
+    if "params" not in variables:
+        raise InputError(f"{path}: expected a tree with 'params'; got {_some(variables)}")
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    arrays = to_torch(Naming("timm"), params)
+    return RawCheckpoint(str(path), arrays, from_ours(path, description))
 
 
-def _from_hugging_face(path: epath.Path) -> RawCheckpoint:
-    files = [path / name for name in _HF_WEIGHTS if (path / name).is_file()]
+def _from_folder(path: epath.Path) -> RawCheckpoint:
+    """A folder of Hugging Face or timm."""
+    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not (path / "config.json").is_file() or not files:
         raise InputError(
             f"{path}: no checkpoint in this folder; expected config.json with "
-            f"{' or '.join(_HF_WEIGHTS)}, or what tdm_jax wrote; got "
-            f"{_some(entry.name for entry in path.iterdir()) or 'nothing'}"
+            f"{' or '.join(_WEIGHTS)}, or what tdm_jax wrote; got "
+            f"{_some(child.name for child in path.iterdir()) or 'nothing'}"
         )
-    try:
-        text = (path / "config.json").read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}/config.json: not readable: {error}") from error
-    config = _parse(path / "config.json", text)
-    for key, expected in (("model_type", ("vit", "deit")), ("hidden_act", ("gelu",))):
-        if key not in config or config[key] not in expected:
-            got = repr(config[key]) if key in config else "nothing"
-            raise InputError(
-                f"{path}/config.json: expected {key} {' or '.join(map(repr, expected))}; got {got}"
-            )
-    weights = _from_safetensors(files[0]) if files[0].suffix == ".safetensors" else None
-    arrays = weights.arrays if weights else _state_dict(path, read_torch_file(files[0]), ema=False)
-    if "qkv_bias" in config and not config["qkv_bias"]:
+    config = read_json(path / "config.json")
+    if files[0].suffix == ".safetensors":
+        arrays = _from_safetensors(files[0]).arrays
+    else:
+        arrays = _state_dict(path, read_torch_file(files[0]))
+    if "pretrained_cfg" in config:
+        return RawCheckpoint(str(path), arrays, from_timm(path, config))
+    processor = path / "preprocessor_config.json"
+    processing = read_json(processor) if processor.is_file() else None
+    if not config.get("qkv_bias", True):
         arrays = _with_zero_biases(arrays)
-    known: dict[str, Any] = {}
-    if "image_size" in config:
-        known["image_size"] = _pair(path, config["image_size"])
-    if "num_attention_heads" in config:
-        known["num_heads"] = _number(path, config, "num_attention_heads", int)
-    if "layer_norm_eps" in config:
-        known["layer_norm_eps"] = _number(path, config, "layer_norm_eps", float)
-    if isinstance(config.get("id2label"), dict):
-        known["num_classes"] = len(config["id2label"])
-    elif "num_labels" in config:
-        known["num_classes"] = _number(path, config, "num_labels", int)
-    return RawCheckpoint(str(path), arrays, **known)
+    return RawCheckpoint(str(path), arrays, from_hugging_face(path, config, processing))
 
 
 def _with_zero_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -190,27 +159,3 @@ def _with_zero_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if pattern.search(name)
     }
     return {**zeros, **arrays}
-
-
-def _parse(path: epath.Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object; got {type(value).__name__}")
-    return value
-
-
-def _number(path: epath.Path, config: dict[str, Any], name: str, kind: type) -> Any:
-    value = config[name]
-    if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
-        raise InputError(f"{path}: expected a positive {kind.__name__} for {name}; got {value!r}")
-    return value
-
-
-def _pair(path: epath.Path, size: Any) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise InputError(f"{path}: expected image_size as one or two numbers; got {size!r}")
-    return pair

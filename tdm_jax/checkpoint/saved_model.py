@@ -1,42 +1,42 @@
-"""A model in a folder of its own: its description and its parameters, as Orbax writes them."""
+"""A model in a folder of its own: its description and its variables, as Orbax writes them."""
 
+import json
 from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from tdm_jax.checkpoint.integrity import check, checksums, summary, verify
+from tdm_jax.checkpoint.integrity import check, checksums, read_tree, summary
 from tdm_jax.errors import InputError
 from tdm_jax.parallel.distributed import on_one_process
 
 PyTree = Any
-_PARAMS, _MODEL = "params", "model"  # the items of the folder
+_VARIABLES, _MODEL = "params", "model"  # the items of the folder
 _CHECKSUMS = "checksums"  # of the former, in the latter
 
 
 def is_saved_model(path: str | PathLike[str]) -> bool:
     """Whether `save_model` wrote this folder."""
     folder = epath.Path(path)
-    return (folder / _PARAMS).is_dir() and (folder / _MODEL).is_dir()
+    return (folder / _VARIABLES).is_dir() and (folder / _MODEL).is_dir()
 
 
 def save_model(
     path: str | PathLike[str],
-    model_config: dict[str, Any],
-    params: PyTree,
+    description: dict[str, Any],
+    variables: PyTree,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a model's description and parameters into a folder of its own.
+    """Writes a model's description and variables into a folder of its own.
 
     Args:
       path: the folder; it must not exist unless `overwrite`.
-      model_config: keyword arguments of `create_model`, as JSON can hold them.
-      params: what `model.init` returned.
+      description: keyword arguments of `create_model` as JSON can hold them, see `describe`.
+      variables: what `model.init` returned.
       overwrite: replace a folder that exists, once the new one is complete.
 
     Raises:
@@ -47,8 +47,8 @@ def save_model(
         hint = "not a saved model, so it stays" if overwrite else "--overwrite would replace it"
         raise InputError(f"{path} exists ({hint}); expected a new name")
     target = folder.with_name(f"{folder.name}.new") if folder.exists() else folder
-    description = {**model_config, _CHECKSUMS: checksums(params)}
-    items = {_PARAMS: ocp.args.PyTreeSave(params), _MODEL: ocp.args.JsonSave(description)}
+    content = {**description, _CHECKSUMS: checksums(variables)}
+    items = {_VARIABLES: ocp.args.PyTreeSave(variables), _MODEL: ocp.args.JsonSave(content)}
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(target, ocp.args.Composite(**items), force=target != folder)
@@ -69,7 +69,7 @@ def load_model(path: str | PathLike[str]) -> tuple[dict[str, Any], PyTree]:
     """Reads what `save_model` wrote, on any number of devices.
 
     Returns:
-      The keyword arguments of `create_model`, and the parameters on the default device.
+      The keyword arguments of `create_model`, and the variables on the default device.
 
     Raises:
       InputError: the folder is missing, not a saved model, or damaged.
@@ -78,25 +78,10 @@ def load_model(path: str | PathLike[str]) -> tuple[dict[str, Any], PyTree]:
     if not is_saved_model(folder):
         raise InputError(f"{path}: no model here; expected a folder that tdm_jax wrote")
     try:
-        verify(folder / _PARAMS)
-        config, params = _read_model(folder)
-        check(params, config.pop(_CHECKSUMS, {}))
+        # Where Orbax writes the JSON of an item.
+        description = json.loads((folder / _MODEL / "metadata").read_text())
+        variables = read_tree(folder / _VARIABLES)
+        check(variables, description.pop(_CHECKSUMS, {}))
     except Exception as error:  # each damaged file fails in its own way
         raise InputError(f"{path}: not readable (damaged?): {summary(error)}") from error
-    return config, jax.tree.map(jnp.asarray, params)
-
-
-def _read_model(folder: epath.Path) -> tuple[dict[str, Any], PyTree]:
-    handler = ocp.CompositeCheckpointHandler(
-        **{_PARAMS: ocp.PyTreeCheckpointHandler(), _MODEL: ocp.JsonCheckpointHandler()}
-    )
-    with ocp.Checkpointer(handler) as checkpointer:
-        tree = checkpointer.metadata(folder).item_metadata[_PARAMS].tree
-        # As NumPy arrays: the devices that wrote them need not exist here.
-        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        items = {
-            _PARAMS: ocp.args.PyTreeRestore(restore_args=to_numpy),
-            _MODEL: ocp.args.JsonRestore(),
-        }
-        restored = checkpointer.restore(folder, ocp.args.Composite(**items))
-    return restored[_MODEL], restored[_PARAMS]
+    return description, jax.tree.map(jnp.asarray, variables)

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from tdm_jax.checkpoint.integrity import check, checksums, compare, summary, verify
+from tdm_jax.checkpoint.integrity import check, checksums, compare, read_tree, summary, verify
 from tdm_jax.errors import InputError
 from tdm_jax.parallel.distributed import everywhere, on_one_process
 
@@ -176,42 +176,70 @@ class Store:
         Raises:
           InputError: a step holds another tree than `abstract_state`, or none can be read.
         """
+        if step is not None and step not in self.all_steps():
+            raise InputError(f"{self._directory} has no step {step}; got {list(self.all_steps())}")
+        return self._newest(lambda step: self._read(step, abstract_state), step)
+
+    def restore_branch(self, name: str) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """As `restore`, but of one branch of the state alone, whose shapes need not be known.
+
+        Args:
+          name: of a field or key of the state, whose arrays come back on the host; {} where it
+            has none.
+        """
+
+        def read(step: int) -> tuple[PyTree, dict[str, Any]]:
+            folder = self._directory / str(step)
+            tree = read_tree(folder / _STATE, name)
+            metadata = json.loads((folder / _METADATA / "metadata").read_text())
+            check({name: tree}, metadata.pop(_CHECKSUMS, {}))
+            return tree, metadata
+
+        return self._newest(read, branch=name)
+
+    def _newest(
+        self,
+        read: Callable[[int], tuple[PyTree, dict[str, Any]]],
+        step: int | None = None,
+        branch: str = "",
+    ) -> tuple[int, PyTree, dict[str, Any]] | None:
         self.wait()
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if step is not None and step not in steps:
-            raise InputError(f"{self._directory} has no step {step}; got {sorted(steps)}")
         failed: dict[int, str] = {}
-        for candidate in steps if step is None else [step]:
-            found = self._try(candidate, abstract_state, failed)
-            if found is not None:
+        for candidate in reversed(self.all_steps()) if step is None else [step]:
+            content = self._try(candidate, read, branch, failed)
+            if content is not None:
                 if failed and not self._read_only:
                     on_one_process("put_aside", lambda: self._put_aside(failed))
                     self._manager.reload()
-                return candidate, *found
+                return candidate, *content
         if failed:
             reasons = "; ".join(f"step {number}: {reason}" for number, reason in failed.items())
             raise InputError(f"{self._directory}: no checkpoint is readable ({reasons})")
         return None
 
     def _try(
-        self, step: int, abstract_state: PyTree, failed: dict[int, str]
+        self,
+        step: int,
+        read: Callable[[int], tuple[PyTree, dict[str, Any]]],
+        branch: str,
+        failed: dict[int, str],
     ) -> tuple[PyTree, dict[str, Any]] | None:
         # All processes go back together, also over what only one of them could not read.
-        found, reason = None, "another process cannot read it"
+        content, reason = None, "another process cannot read it"
         readable = True
         try:
-            verify(self._directory / str(step) / _STATE)
+            verify(self._directory / str(step) / _STATE, branch)
         except Exception as error:  # each damaged file fails in its own way
             readable, reason = False, summary(error)
         if everywhere(readable):
             try:
-                found = self._read(step, abstract_state)
+                content = read(step)
             except InputError:
                 raise
             except Exception as error:
                 reason = summary(error)
-            if everywhere(found is not None):
-                return found
+            if everywhere(content is not None):
+                return content
         failed[step] = reason
         logging.warning("%s: step %d is unreadable, going back: %s", self._directory, step, reason)
         return None

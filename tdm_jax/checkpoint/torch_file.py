@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from tdm_jax.errors import InputError
 
@@ -217,7 +218,7 @@ def read_torch_file(path: str | PathLike[str]) -> Any:
         anything but tensors and plain containers; the message names what it asked for.
     """
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":

@@ -41,16 +41,16 @@ class WeightLoader:
 
     def __init__(
         self,
-        source: RawCheckpoint,
+        checkpoint: RawCheckpoint,
         naming: Naming,
         model: VisionTransformer,
         grid: tuple[int, int],
         reset_head: bool,
         fresh_reducer: bool,
     ):
-        self._source, self._model, self._grid = source, model, grid
+        self._checkpoint, self._model, self._grid = checkpoint, model, grid
         self._reset_head, self._fresh_reducer = reset_head, fresh_reducer
-        self._entries = naming.entries(model.depth)
+        self._mappings = naming.mappings(model.depth)
         images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
         self._expected = traverse_util.flatten_dict(shapes, sep="/")
@@ -60,21 +60,21 @@ class WeightLoader:
 
     def parameters(self) -> dict[str, Any]:
         """Everything but a reducer's weights."""
-        found = {}
+        params = {}
         for i, (path, expected) in enumerate(self._expected.items()):
             if path.startswith(REDUCER):
                 continue
             if self._reset_head and path.startswith(_HEADS):
-                found[path] = self._fresh(path, expected.shape, i)
+                params[path] = self._fresh(path, expected.shape, i)
                 continue
-            value = self._take(self._entries[path], expected.shape)
+            value = self._take(self._mappings[path], expected.shape)
             if value is not None:
-                found[path] = value
-        return traverse_util.unflatten_dict(found, sep="/")
+                params[path] = value
+        return traverse_util.unflatten_dict(params, sep="/")
 
     def reducer_weights(self, extra: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
         """Given ones, the checkpoint's, or, where that was asked for, fresh ones."""
-        reducer, arrays = self._model.reducer, self._source.arrays
+        reducer, arrays = self._model.reducer, self._checkpoint.arrays
         stored = {
             path.removeprefix(REDUCER): array
             for path, array in arrays.items()
@@ -100,26 +100,26 @@ class WeightLoader:
         ]
         return weights
 
-    def _take(self, entry: ParamMapping, shape: tuple[int, ...]) -> np.ndarray | Array | None:
-        self.used.append(entry)
-        arrays = self._source.arrays
-        absent = [name for name in entry.sources if name not in arrays]
+    def _take(self, mapping: ParamMapping, shape: tuple[int, ...]) -> np.ndarray | Array | None:
+        self.used.append(mapping)
+        arrays = self._checkpoint.arrays
+        absent = [name for name in mapping.sources if name not in arrays]
         self._missing += absent
         if absent:
             return None
-        if entry.path == "pos_embed":
+        if mapping.path == "pos_embed":
             shape = self._checkpoint_positions(shape)
         wrong = [
             f"{name} {arrays[name].dtype}{list(arrays[name].shape)}, expected {list(expected)}"
-            for name, expected in zip(entry.sources, entry.shapes(shape), strict=True)
+            for name, expected in zip(mapping.sources, mapping.shapes(shape), strict=True)
             if arrays[name].shape != expected or not _is_float(arrays[name])
         ]
         self._misshapen += wrong
         if wrong:
             return None
-        value = entry.to_ours([arrays[name].astype(np.float32) for name in entry.sources])
+        value = mapping.to_flax([arrays[name].astype(np.float32) for name in mapping.sources])
         model_grid = self._model.shape.grid
-        if entry.path == "pos_embed" and self._grid != model_grid:
+        if mapping.path == "pos_embed" and self._grid != model_grid:
             prefix = shape[1] - math.prod(self._grid)
             return resize_positions(value, prefix, self._grid, model_grid)
         return value
@@ -137,12 +137,12 @@ class WeightLoader:
 
     def check(self) -> None:
         """Raises InputError with all that did not fit."""
-        used = {name for entry in self.used for name in entry.sources}
+        used = {name for mapping in self.used for name in mapping.sources}
         if self._reset_head:
             used |= self._heads()
         left_over = [
             name
-            for name in self._source.arrays
+            for name in self._checkpoint.arrays
             if name not in used
             and not name.startswith(REDUCER)
             and not any(part in name for part in UNUSED)
@@ -155,7 +155,7 @@ class WeightLoader:
             listed.append(f"misshapen: {ranges(self._misshapen)}")
         hints = {why for key, why in FOREIGN.items() if any(key in name for name in left_over)}
         listed += [f"this model has no {why}" for why in sorted(hints)]
-        unfit = {*self._missing, *left_over, *(entry.split(" ")[0] for entry in self._misshapen)}
+        unfit = {*self._missing, *left_over, *(text.split(" ")[0] for text in self._misshapen)}
         if any(name.startswith(REDUCER) for name in self._missing):
             kind = type(self._model.reducer).__name__
             listed.append(
@@ -164,11 +164,11 @@ class WeightLoader:
             )
         if unfit <= self._heads():
             listed.append("reset_head starts with a fresh head")
-        raise InputError(f"{self._source.path} does not fit the model; {'; '.join(listed)}")
+        raise InputError(f"{self._checkpoint.path} does not fit the model; {'; '.join(listed)}")
 
     def _heads(self) -> set[str]:
-        entries = [e for path, e in self._entries.items() if path.startswith(_HEADS)]
-        return {name for entry in entries for name in entry.sources}
+        heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]
+        return {name for mapping in heads for name in mapping.sources}
 
 
 def _is_float(array: np.ndarray) -> bool:

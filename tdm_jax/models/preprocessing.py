@@ -1,6 +1,7 @@
-"""How the images of a model are prepared: what every model carries, and nothing of how it is done."""
+"""How the images of a model are prepared: what a model carries, and nothing of how it is done."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
@@ -19,7 +20,7 @@ class Preprocessing:
     Attributes:
       mean: per channel, of images scaled to [0, 1].
       std: per channel, of images scaled to [0, 1].
-      crop_pct: images are resized to the model's size over this share, then their centre is cut out.
+      crop_pct: images are resized to the model's size over this share, then the centre is cut out.
       interpolation: of the resize, one of `INTERPOLATIONS`; always antialiased.
     """
 
@@ -40,6 +41,23 @@ class Preprocessing:
             raise InputError(f"preprocessing: crop_pct must be in (0, 1]; got {self.crop_pct}")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> "Preprocessing":
+        """From what `describe` says, or as much of it as is known.
+
+        Raises:
+          InputError: a name is unknown, or a value of another type or out of range.
+        """
+        try:
+            lists = {
+                k: tuple(map(float, v)) for k, v in description.items() if k in ("mean", "std")
+            }
+            return cls(**{**description, **lists})
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InputError(f"preprocessing: got {dict(description)}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
         """The same as JSON can hold it: `Preprocessing(**description)` builds it again."""

@@ -1,18 +1,26 @@
-"""The DeiT family by name, and how a name, a reducer and overrides become a model."""
+"""The DeiT family by name, and how a name, a reducer and settings become a model."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
+from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, make_reducer
+from tdm_jax.reduction.registry import setting_names
 
 _SIZES = {
     "tiny": {"width": 192, "num_heads": 3},
     "small": {"width": 384, "num_heads": 6},
     "base": {"width": 768, "num_heads": 12},
 }
+
+
+def deit_preprocessing(pixels: int) -> Preprocessing:
+    """What DeiT's published accuracies were measured with; at 384 pixels nothing is cut off."""
+    return Preprocessing(crop_pct=0.875 if pixels < 384 else 1.0)
 
 
 def _variant(size: str, pixels: int, distilled: bool = False) -> dict[str, Any]:
@@ -22,6 +30,7 @@ def _variant(size: str, pixels: int, distilled: bool = False) -> dict[str, Any]:
         "depth": 12,
         "num_classes": 1000,
         "distilled": distilled,
+        "preprocessing": deit_preprocessing(pixels),
         **_SIZES[size],
     }
 
@@ -35,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deit_small_distilled_patch16_224": _variant("small", 224, distilled=True),
     "deit_base_distilled_patch16_224": _variant("base", 224, distilled=True),
     "deit_base_distilled_patch16_384": _variant("base", 384, distilled=True),
-    # No preset: every size comes from the overrides.
+    # No preset: every size comes from the settings.
     "vit": {},
 }
 
@@ -46,47 +55,46 @@ _FIELDS = {
 }
 
 
+def list_models(pattern: str | None = None) -> list[str]:
+    """The names that `create_model` takes, in order.
+
+    Args:
+      pattern: with the wildcards of a shell ("deit*"), in any case; None for all.
+    """
+    matches = fnmatch.filter(MODELS, "*" if pattern is None else pattern.lower())
+    return sorted(matches)
+
+
 def create_model(
     name: str,
     reducer: str | Reducer | Mapping[str, Any] = "none",
     keep_rate: float | tuple[float, ...] | None = None,
-    **overrides: Any,
+    **settings: Any,
 ) -> VisionTransformer:
     """Builds a model by name.
 
     Args:
-      name: one of `MODELS`; "vit" has no preset.
+      name: one of `list_models()`; "vit" has no preset.
       reducer: a method's name, an object from `make_reducer`, or what `describe_reducer` says of
-        one.
-      keep_rate: share of the tokens that leaves a stage; with a reducer by name only, None for its
-        default. A rate of 1 is the model without reduction.
-      **overrides: fields of `VisionTransformer`; `image_size` may be one number. With a reducer by
-        name, also `layers`, the blocks where it acts.
+        one, which the settings change.
+      keep_rate: share of the tokens that leaves a stage. A rate of 1 is the model without
+        reduction.
+      **settings: fields of `VisionTransformer`, where `image_size` may be one number and
+        `preprocessing` what `Preprocessing.describe` says; and, unless the reducer is an object,
+        settings of the method (`layers`, `preset`, `r`, ...). None stands for each one's default.
 
     Raises:
       InputError: a name is unknown, a size missing, or the values do not fit together.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    settings = {} if keep_rate is None else {"keep_rate": keep_rate}
-    if "layers" in overrides:
-        settings["layers"] = tuple(overrides.pop("layers"))
-    if isinstance(reducer, Mapping):
-        reducer = make_reducer(**reducer)
-    if not isinstance(reducer, str):
-        if settings:
-            raise InputError(
-                f"{' and '.join(settings)} belong to the reducer: expected them in make_reducer(); "
-                f"got a reducer object and {settings}"
-            )
-    elif reducer == "none" and settings.get("keep_rate", 1) == 1:
-        reducer = Reducer()
-    else:
-        reducer = make_reducer(reducer, **settings)
-    for key in overrides:
-        if key not in _FIELDS:
-            raise unknown("model setting", key, _FIELDS)
-    fields = {**MODELS[name], **overrides}
+    known = {*_FIELDS, *_settings_of(reducer)}
+    for key in settings:
+        if key not in known:
+            raise unknown("setting", key, known)
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    given = {key: chosen.pop(key) for key in _FIELDS.keys() & chosen}
+    fields = {**MODELS[name], **given}
     missing = [
         key
         for key, field in _FIELDS.items()
@@ -94,7 +102,47 @@ def create_model(
     ]
     if missing:
         raise InputError(f"model {name!r} needs a value for: {', '.join(missing)}")
-    if isinstance(fields["image_size"], int):
-        fields["image_size"] = (fields["image_size"],) * 2
-    fields["image_size"] = tuple(fields["image_size"])
-    return VisionTransformer(**fields, reducer=reducer)
+    size = fields["image_size"]
+    fields["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    fields["preprocessing"] = _preprocessing(fields, published="preprocessing" not in given)
+    return VisionTransformer(**fields, reducer=_reducer(reducer, keep_rate, chosen))
+
+
+def _preprocessing(fields: Mapping[str, Any], *, published: bool) -> Preprocessing | None:
+    prepared = fields.get("preprocessing")
+    if isinstance(prepared, Mapping):
+        prepared = Preprocessing.from_description(prepared)
+    channels = fields.get("in_channels", 3)
+    if prepared is None or len(prepared.mean) == channels:
+        return prepared
+    if published:
+        return None
+    raise InputError(
+        f"preprocessing: expected a mean for each of the {channels} channels; got {prepared.mean}"
+    )
+
+
+def _settings_of(reducer: str | Reducer | Mapping[str, Any]) -> set[str]:
+    if isinstance(reducer, Reducer):
+        return {field.name for field in dataclasses.fields(reducer)}
+    return setting_names(reducer if isinstance(reducer, str) else reducer["name"])
+
+
+def _reducer(
+    reducer: str | Reducer | Mapping[str, Any],
+    keep_rate: float | tuple[float, ...] | None,
+    settings: Mapping[str, Any],
+) -> Reducer:
+    if isinstance(reducer, Mapping):
+        made = make_reducer(**{**reducer, **settings})
+        return made if keep_rate is None else made.at_keep_rate(keep_rate)
+    rate = {} if keep_rate is None else {"keep_rate": keep_rate}
+    if isinstance(reducer, str):
+        unreduced = reducer == "none" and keep_rate == 1
+        return make_reducer(reducer, **settings, **({} if unreduced else rate))
+    if rate or settings:
+        raise InputError(
+            f"{' and '.join([*rate, *settings])} belong to the reducer: expected them in "
+            f"make_reducer(); got a reducer object"
+        )
+    return reducer

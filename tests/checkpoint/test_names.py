@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tdm_jax.checkpoint.names import Naming, detect, ranges, to_theirs
+from tdm_jax.checkpoint.names import Naming, detect, ranges, to_torch
 from tdm_jax.errors import InputError
 
 WIDTH, DEPTH = 6, 3
@@ -55,32 +55,32 @@ def params():
 
 @pytest.mark.parametrize("naming", NAMINGS, ids=str)
 def test_there_and_back(naming, params):
-    theirs = to_theirs(naming, params)
-    assert detect(theirs) == naming
-    assert naming.depth(theirs) == DEPTH
-    entries = naming.entries(DEPTH)
+    arrays = to_torch(naming, params)
+    assert detect(arrays) == naming
+    assert naming.depth(arrays) == DEPTH
+    mappings = naming.mappings(DEPTH)
     used = []
     for path, array in params.items():
-        entry = entries[path]
-        used += entry.sources
-        assert [theirs[name].shape for name in entry.sources] == entry.shapes(array.shape)
-        back = entry.to_ours([theirs[name] for name in entry.sources])
+        mapping = mappings[path]
+        used += mapping.sources
+        assert [arrays[name].shape for name in mapping.sources] == mapping.shapes(array.shape)
+        back = mapping.to_flax([arrays[name] for name in mapping.sources])
         np.testing.assert_array_equal(back, array, err_msg=path)
-    assert sorted(used) == sorted(theirs)
+    assert sorted(used) == sorted(arrays)
 
 
 def test_names_are_timms(params):
-    theirs = to_theirs(Naming("timm"), params)
-    assert theirs["blocks.2.attn.qkv.weight"].shape == (3 * WIDTH, WIDTH)
-    assert theirs["patch_embed.proj.weight"].shape == (WIDTH, 3, 2, 2)
-    np.testing.assert_array_equal(theirs["blocks.0.norm1.weight"], params["blocks_0/norm1/scale"])
-    assert "head_dist.weight" in theirs
+    arrays = to_torch(Naming("timm"), params)
+    assert arrays["blocks.2.attn.qkv.weight"].shape == (3 * WIDTH, WIDTH)
+    assert arrays["patch_embed.proj.weight"].shape == (WIDTH, 3, 2, 2)
+    np.testing.assert_array_equal(arrays["blocks.0.norm1.weight"], params["blocks_0/norm1/scale"])
+    assert "head_dist.weight" in arrays
 
 
 def test_rows_of_qkv_are_query_key_value(params):
-    timm = to_theirs(Naming("timm"), params)
-    file = to_theirs(Naming("hf_file", "deit.", "cls_classifier"), params)
-    memory = to_theirs(Naming("hf_memory", "deit.", "cls_classifier"), params)
+    timm = to_torch(Naming("timm"), params)
+    file = to_torch(Naming("hf_file", "deit.", "cls_classifier"), params)
+    memory = to_torch(Naming("hf_memory", "deit.", "cls_classifier"), params)
     for i, (part, short) in enumerate([("query", "q"), ("key", "k"), ("value", "v")]):
         rows = timm["blocks.1.attn.qkv.weight"][i * WIDTH : (i + 1) * WIDTH]
         name = f"deit.encoder.layer.1.attention.attention.{part}.weight"
@@ -94,14 +94,14 @@ def test_unknown_schemes_and_paths():
     with pytest.raises(InputError, match="got 2"):
         detect(["student.patch_embed.proj.weight", "teacher.patch_embed.proj.weight"])
     with pytest.raises(InputError, match="'neck/kernel'"):
-        to_theirs(Naming("timm"), {"neck/kernel": np.zeros(1)})
+        to_torch(Naming("timm"), {"neck/kernel": np.zeros(1)})
 
 
 def test_reducer_weights_keep_their_path():
     weights = {"reducer/stage_0/kernel": np.ones((2, 3), np.float32)}
-    theirs = to_theirs(Naming("timm"), weights)
-    assert list(theirs) == list(weights)
-    assert theirs["reducer/stage_0/kernel"].shape == (2, 3)
+    arrays = to_torch(Naming("timm"), weights)
+    assert list(arrays) == list(weights)
+    assert arrays["reducer/stage_0/kernel"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(

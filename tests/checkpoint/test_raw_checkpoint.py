@@ -39,18 +39,19 @@ def test_safetensors_with_bfloat16(tmp_path):
 
 
 def test_hugging_face_folder():
-    source = read_raw_checkpoint(GOLDENS / "hf_vit")
-    assert (source.image_size, source.num_heads, source.num_classes) == ((64, 64), 3, 10)
-    assert source.layer_norm_eps == 1e-6
-    assert "vit.encoder.layer.0.attention.attention.query.weight" in source.arrays
+    checkpoint = read_raw_checkpoint(GOLDENS / "hf_vit")
+    assert checkpoint.description == {
+        "image_size": (64, 64), "num_heads": 3, "num_classes": 10, "layer_norm_eps": 1e-6
+    }  # fmt: skip
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in checkpoint.arrays
 
 
 def test_hugging_face_folder_with_pickle(tmp_path):
     (tmp_path / "config.json").write_text((GOLDENS / "hf_vit" / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes((FILES / "zip.pth").read_bytes())
-    source = read_raw_checkpoint(tmp_path)
-    assert source.num_heads == 3
-    assert set(source.arrays) == {"a", "b", "scalar", "empty"}
+    checkpoint = read_raw_checkpoint(tmp_path)
+    assert checkpoint.description["num_heads"] == 3
+    assert set(checkpoint.arrays) == {"a", "b", "scalar", "empty"}
 
 
 @pytest.mark.parametrize("size", [0, 4, 20, 2000])
