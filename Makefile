@@ -20,7 +20,7 @@ demo:
 	@.ci/venv viz
 	@.venv/bin/python -m tdm_jax.demo
 
-# In alphabetical order: the files of few tests, which pytest-xdist would keep for the end, take longest.
+# In the order of tests/conftest.py: the files of few tests, which pytest-xdist would keep for the end, take longest.
 test: PYTEST ?= -m "not slow"
 test:
 	@.ci/venv viz,test

@@ -29,6 +29,11 @@ import tests.typechecker  # noqa: F401  (the hook names it, and imports its pack
 install_import_hook("tdm_jax", "tests.typechecker.checked")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole commands first: they take longest, and pytest-xdist hands out files in this order."""
+    items.sort(key=lambda item: item.path.parent.name != "tests")
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """Makes a small model and variables for it: `tiny_model("tdm", 0.5, layers=(1,), width=32)`."""
