@@ -1,8 +1,4 @@
-"""The transformer's layers, with gradients that cost little.
-
-Parameters are those of flax's layers. The backward passes are written out where what JAX derives is
-slower: all of them allow reverse-mode differentiation only.
-"""
+"""The transformer's layers, with flax's parameters and the operations of `tdm_jax.ops`."""
 
 import functools
 from typing import Any
@@ -13,11 +9,10 @@ from jaxtyping import Array, Float, Num
 
 from tdm_jax.ops.activations import gelu
 from tdm_jax.ops.normalisation import layer_norm
-from tdm_jax.ops.patches import convolve_patches
+from tdm_jax.ops.patches import embed_patches
 from tdm_jax.ops.products import product
 
 Dtype = Any
-Residuals = tuple[Array, ...]
 init = nn.initializers.truncated_normal(0.02)
 
 
@@ -46,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches through one linear map, as a strided convolution."""
+    """Non-overlapping patches through one linear map."""
 
     patch_size: int
     width: int
@@ -62,7 +57,7 @@ class PatchEmbed(nn.Module):
             "VALID",
             dtype=self.dtype,
             kernel_init=init,
-            conv_general_dilated=convolve_patches,
+            conv_general_dilated=lambda images, kernel, *_, **__: embed_patches(images, kernel),
             name="proj",
         )(images)
         return x.reshape(x.shape[0], -1, self.width)

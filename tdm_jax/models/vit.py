@@ -10,72 +10,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import Attention
+from tdm_jax.models.info import Info, Intermediate, Stage
 from tdm_jax.models.layers import Dense, LayerNorm, Mlp, PatchEmbed, init
 from tdm_jax.models.preprocessing import Preprocessing
-from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.ops.gathering import weighted_sum
 from tdm_jax.reduction import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenState
 
 Dtype = Any
-
-
-@struct.dataclass
-class Stage:
-    """The source map right after a block that changed the token set (see TokenState)."""
-
-    layer: int = struct.field(pytree_node=False)
-    assign: Int[Array, "b p"]
-    size: Float[Array, "b n"]
-    kind: Int[Array, "b n"]
-
-
-@struct.dataclass
-class Info:
-    """What a forward pass can tell besides its logits.
-
-    Attributes:
-      token_counts: patch tokens that leave each block.
-      features: all tokens after the final norm, prefix first.
-      assign: for each patch the final token that stands for it, -1 if it was dropped.
-      size: patches that each final token stands for.
-      kind: what each final token is made of (`TokenKind`).
-      valid: 0 for empty slots of methods with an adaptive count, None where all are real.
-      dropped_values: dropped patches' last values, through the final norm.
-      stages: the source map after each block that changed it.
-      carry: what the method carried to the end.
-      prefix: tokens at the front of `features` that are no patches.
-    """
-
-    token_counts: tuple[int, ...] = struct.field(pytree_node=False)
-    features: Float[Array, "b t d"]
-    assign: Int[Array, "b p"]
-    size: Float[Array, "b n"]
-    kind: Int[Array, "b n"]
-    valid: Float[Array, "b n"] | None
-    dropped_values: Float[Array, "b p d"]
-    stages: tuple[Stage, ...]
-    carry: dict[str, Any]
-    prefix: int = struct.field(pytree_node=False)
-
-
-def unmerge(info: Info, fill: float | None = None) -> Float[Array, "b p d"]:
-    """The final features on the full grid of patches, for dense use.
-
-    Args:
-      info: of a forward pass.
-      fill: value of dropped patches; None for the value each had when it was dropped.
-
-    Returns:
-      For each patch the feature of the token that stands for it.
-    """
-    patches = gather_tokens(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
-    dropped = info.dropped_values if fill is None else jnp.full_like(info.dropped_values, fill)
-    return jnp.where((info.assign >= 0)[..., None], patches, dropped)
 
 
 class Block(nn.Module):
@@ -102,7 +48,8 @@ class Block(nn.Module):
         x = state.sequence()
         attention = Attention(self.num_heads, state.prefix.shape[1], self.dtype, name="attn")
         y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, context))
-        state = self.reducer.after_attention(state.with_sequence(residual(x, y)), context, view)
+        context = context.replace(attention=view)
+        state = self.reducer.after_attention(state.with_sequence(residual(x, y)), context)
         x = state.sequence()
         y = Mlp(self.mlp_hidden, self.dtype, name="mlp")(norm("norm2")(x))
         return self.reducer.after_block(state.with_sequence(residual(x, y)), context)
@@ -204,6 +151,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
         return_info: bool = False,
+        intermediates: tuple[int, ...] = (),
     ) -> Any:
         """Classifies images.
 
@@ -211,40 +159,67 @@ class VisionTransformer(nn.Module):
           images: normalised, NHWC.
           train: draws drop path and a stochastic method's masks (`rngs` "dropout", "reducer").
           return_info: also return an `Info`.
+          intermediates: blocks, from 0, whose tokens `Info` has too.
 
         Returns:
           Logits [b, num_classes] in float32. A distilled model returns the mean of its two heads,
           or in training the pair (class, distillation). With `return_info`, (that, Info).
 
         Raises:
-          InputError: the images have another size than the model.
+          InputError: the images have another size than the model, or it has no such blocks.
         """
         expected = (*self.image_size, self.in_channels)
         if images.shape[1:] != expected:
             raise InputError(
                 f"images must be [batch, {', '.join(map(str, expected))}]; got {images.shape}"
             )
-        state = self._embed(images, keep_dropped=return_info)
-        state, stages, tokens = self._blocks(state, train)
-        state = self.reducer.finish(state, self.shape)
+        if intermediates and not return_info:
+            raise InputError("intermediates are part of Info: expected return_info=True with them")
+        if not set(intermediates) <= set(range(self.depth)):
+            raise InputError(
+                f"intermediates must be blocks from 0 to {self.depth - 1}; got {intermediates}"
+            )
+        states = [self._embed(images, keep_dropped=return_info)]
+        weights = (
+            self.param("reducer", self.reducer.init, self.shape) if self.reducer.learned else {}
+        )
+        key = self.make_rng("reducer") if self.has_rng("reducer") else None
+        for layer in range(self.depth):
+            block_key = None if key is None else jax.random.fold_in(key, layer)
+            context = BlockContext(layer, self.shape, train, weights, block_key)
+            states.append(self._block(layer)(states[-1], context))
+        state = self.reducer.finish(states[-1], self.shape)
         norm = LayerNorm(self.layer_norm_eps, self.dtype, name="norm")
         features = norm(state.sequence())
         out = self._heads(features, state, train)
         if not return_info:
             return out
-        info = Info(
-            token_counts=tokens,
+        return out, self._info(states, state, features, norm(state.dropped_values), intermediates)
+
+    def _info(
+        self,
+        states: list[TokenState],
+        final: TokenState,
+        features: Float[Array, "b t d"],
+        dropped_values: Float[Array, "b p d"],
+        intermediates: tuple[int, ...],
+    ) -> Info:
+        before, after = states[:-1], states[1:]
+        counts = enumerate(state.count for state in before)
+        acting = [layer for layer, n in counts if self.reducer.acts(layer, n, self.shape)]
+        return Info(
+            token_counts=tuple(state.count for state in after),
             features=features,
-            assign=state.assign,
-            size=state.size,
-            kind=state.kind,
-            valid=state.valid,
-            dropped_values=norm(state.dropped_values),
-            stages=stages,
-            carry=state.carry,
+            assign=final.assign,
+            size=final.size,
+            kind=final.kind,
+            valid=final.valid,
+            dropped_values=dropped_values,
+            stages=tuple(Stage.of(layer, after[layer]) for layer in acting),
+            intermediates=tuple(Intermediate.of(layer, after[layer]) for layer in intermediates),
+            carry=final.carry,
             prefix=self.shape.prefix,
         )
-        return out, info
 
     def _embed(self, images: Array, keep_dropped: bool) -> TokenState:
         tokens = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
@@ -266,39 +241,16 @@ class VisionTransformer(nn.Module):
             keep_dropped,
         )
 
-    def _blocks(
-        self, state: TokenState, train: bool
-    ) -> tuple[TokenState, tuple[Stage, ...], tuple[int, ...]]:
-        weights: Any = {}
-        if self.reducer.learned:
-            weights = self.param("reducer", self.reducer.init, self.shape)
-        key = self.make_rng("reducer") if self.has_rng("reducer") else None
-        block = nn.remat(Block) if self.remat else Block
-        stages, tokens = [], []
-        for layer in range(self.depth):
-            acts = self.reducer.acts(layer, state.count, self.shape)
-            state = block(
-                num_heads=self.num_heads,
-                mlp_hidden=self.mlp_hidden,
-                layer_norm_eps=self.layer_norm_eps,
-                drop_path=self.drop_path * layer / max(self.depth - 1, 1),
-                reducer=self.reducer,
-                dtype=self.dtype,
-                name=f"blocks_{layer}",
-            )(
-                state,
-                BlockContext(
-                    layer=layer,
-                    shape=self.shape,
-                    train=train,
-                    weights=weights,
-                    key=None if key is None else jax.random.fold_in(key, layer),
-                ),
-            )
-            tokens.append(state.count)
-            if acts:
-                stages.append(Stage(layer, state.assign, state.size, state.kind))
-        return state, tuple(stages), tuple(tokens)
+    def _block(self, layer: int) -> nn.Module:
+        return (nn.remat(Block) if self.remat else Block)(
+            num_heads=self.num_heads,
+            mlp_hidden=self.mlp_hidden,
+            layer_norm_eps=self.layer_norm_eps,
+            drop_path=self.drop_path * layer / max(self.depth - 1, 1),
+            reducer=self.reducer,
+            dtype=self.dtype,
+            name=f"blocks_{layer}",
+        )
 
     def _heads(self, features: Array, state: TokenState, train: bool) -> Any:
         def head(name: str, x: Array) -> Array:
@@ -310,7 +262,7 @@ class VisionTransformer(nn.Module):
             # A mask drawn in training may hide all of them.
             share = size / jnp.maximum(size.sum(axis=-1, keepdims=True), 1)
             patches = features[:, self.shape.prefix :]
-            return head("head", jnp.einsum("bn,bnd->bd", share.astype(features.dtype), patches))
+            return head("head", weighted_sum(share[..., None], patches)[:, 0])
         logits = head("head", features[:, 0])
         if not self.distilled:
             return logits

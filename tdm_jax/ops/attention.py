@@ -8,7 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.ops.platform import by_platform
+from tdm_jax.ops.platform import by_platform, in_reverse_mode
 
 
 def attend(
@@ -21,12 +21,13 @@ def attend(
 
     On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel.
     """
-    if bias is None and _has_fused_kernel(q):
-        return by_platform(q, k, v, reference=by_products, cuda=fused)
+    if bias is None and _has_cudnn_kernel(q):
+        cudnn = by_cudnn_backward if in_reverse_mode() else by_cudnn
+        return by_platform(q, k, v, reference=by_products, cuda=cudnn)
     return by_products(q, k, v, bias)
 
 
-def _has_fused_kernel(q: Float[Array, "b t h k"]) -> bool:
+def _has_cudnn_kernel(q: Float[Array, "b t h k"]) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and _on_ampere()
 
@@ -39,40 +40,13 @@ def _on_ampere() -> bool:
     return float(backend.local_devices()[0].compute_capability) >= 8
 
 
-_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-
-
-@jax.custom_vjp
-def fused(
-    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-) -> Float[Array, "b t h k"]:
-    return _cudnn(q, k, v)
-
-
-def _fused_forward(
-    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-) -> tuple[Float[Array, "b t h k"], Callable]:
-    t = q.shape[1]
-
-    def even(*qkv: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
-        # JAX refuses to differentiate the kernel at an odd number of tokens: add one and hide it.
-        qkv = [jnp.pad(x, ((0, 0), (0, t % 2), (0, 0), (0, 0))) for x in qkv]
-        length = jnp.full(q.shape[0], t, jnp.int32) if t % 2 else None
-        return _cudnn(*qkv, query_seq_lengths=length, key_value_seq_lengths=length)[:, :t]
-
-    return jax.vjp(even, q, k, v)
-
-
-fused.defvjp(_fused_forward, lambda backward, cotangent: backward(cotangent))
-
-
 def by_products(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b t h k"]:
-    # With the heads before the tokens XLA multiplies fastest, on CPU and TPU.
+    """Heads before tokens, divided last (docs/performance.md, CPU and TPU, rows of both names)."""
     q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -83,3 +57,48 @@ def by_products(
     y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
     y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
     return jnp.swapaxes(y.astype(v.dtype), 1, 2)
+
+
+_kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+@jax.custom_jvp
+def by_cudnn(
+    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+) -> Float[Array, "b t h k"]:
+    """No n x n map in memory (docs/performance.md, GPU); differentiates as `by_products` does."""
+    return _kernel(q, k, v)
+
+
+@by_cudnn.defjvp
+def _by_cudnn_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Float[Array, "b t h k"], Float[Array, "b t h k"]]:
+    # cuDNN has no forward mode. Checkpointed, a backward pass holds the map of one block at a time.
+    _, tangent = jax.jvp(jax.checkpoint(by_products), primals, tangents)
+    return by_cudnn(*primals), tangent
+
+
+@jax.custom_vjp
+def by_cudnn_backward(
+    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+) -> Float[Array, "b t h k"]:
+    """No map in the backward pass either (docs/performance.md, GPU), but no forward mode."""
+    return _kernel(q, k, v)
+
+
+def _by_cudnn_forward(
+    q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+) -> tuple[Float[Array, "b t h k"], Callable]:
+    t = q.shape[1]
+
+    def even(*qkv: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
+        # JAX refuses to differentiate the kernel at an odd number of tokens: add one and hide it.
+        qkv = [jnp.pad(x, ((0, 0), (0, t % 2), (0, 0), (0, 0))) for x in qkv]
+        length = jnp.full(q.shape[0], t, jnp.int32) if t % 2 else None
+        return _kernel(*qkv, query_seq_lengths=length, key_value_seq_lengths=length)[:, :t]
+
+    return jax.vjp(even, q, k, v)
+
+
+by_cudnn_backward.defvjp(_by_cudnn_forward, lambda backward, cotangent: backward(cotangent))

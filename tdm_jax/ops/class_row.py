@@ -12,20 +12,24 @@ def class_row(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Fl
     return by_platform(query, keys, reference=by_heads, tpu=by_channels)
 
 
-def by_heads(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
+def by_heads(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Float[Array, "b h t"]:
+    """As the attention lays the keys out (docs/performance.md, CPU, "the class token's row")."""
     return jnp.einsum("bhk,bthk->bht", query, keys, preferred_element_type=jnp.float32)
 
 
-def by_channels(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Array:
-    # Taking the keys head by head makes the TPU's compiler lay them out anew. So they are scaled as
-    # they lie in memory, in float32, and a product with ones adds up the channels of each head.
+def by_channels(
+    query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]
+) -> Float[Array, "b h t"]:
+    """As a TPU's keys lie in memory (docs/performance.md, TPU, "sums of keys times query").
+
+    The keys are scaled in float32, and a product with ones adds up the channels of each head.
+    """
     h, k = query.shape[1:]
     scaled = keys.astype(jnp.float32) * query[:, None].astype(jnp.float32)
-    ones = jnp.repeat(jnp.eye(h), k, axis=0)
     # The ones are exact in any precision.
     return jnp.einsum(
         "btd,dh->bht",
         scaled.reshape(*keys.shape[:2], h * k),
-        ones,
+        jnp.repeat(jnp.eye(h), k, axis=0),
         precision=jax.lax.Precision.HIGH,
     )

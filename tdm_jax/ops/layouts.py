@@ -5,8 +5,11 @@ from jaxtyping import Array, Float
 
 
 def token_major(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-    # The layout in which the TPU's compiler keeps the sequences of so large a batch, and into which
-    # it fuses the norms, but which it does not find behind a product by itself.
+    """A large batch with the tokens before the images.
+
+    So the TPU's compiler keeps it and fuses the norms into it, but it does not find that behind a
+    product by itself (docs/performance.md, TPU, "the sequence after a stage laid out").
+    """
     large = isinstance(x.shape[0], int) and x.shape[0] >= 128  # no symbol of jax.export
     if not large:
         return x

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdm_jax.ops import gathering
 from tdm_jax.ops.gathering import (
-    by_index,
     gather_tokens,
     inverse_index,
     leading_indices,
@@ -65,45 +65,42 @@ def merge_groups(
       weight: of each patch token in an average.
       groups: which patch tokens go on, and which join them.
     """
-    prefix = sequence.shape[1] - weight.shape[1]
-    return by_platform(
-        sequence,
-        weight,
-        tuple(groups),
-        reference=functools.partial(by_taking, prefix),
-        tpu=functools.partial(at_once, prefix),
-    )
+    return by_platform(sequence, weight, tuple(groups), reference=by_index, tpu=by_product)
 
 
-def by_taking(
-    s: int, x: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
+def by_index(
+    sequence: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
 ) -> Float[Array, "b k d"]:
-    tokens = x[:, s:]
+    """Products over those few that merge (docs/performance.md, CPU, "matched tokens", "apart")."""
+    s = sequence.shape[1] - weight.shape[1]
+    tokens = sequence[:, s:]
     merged = [
         merge_into(
-            by_index(tokens, merge.keep),
-            by_index(weight, merge.keep),
-            by_index(tokens, merge.gone),
-            by_index(weight, merge.gone),
+            gathering.by_index(tokens, merge.keep),
+            gathering.by_index(weight, merge.keep),
+            gathering.by_index(tokens, merge.gone),
+            gathering.by_index(weight, merge.gone),
             merge.into,
         )
         for merge in groups
     ]
-    return jnp.concatenate([x[:, :s], *merged], axis=1)
+    return jnp.concatenate([sequence[:, :s], *merged], axis=1)
 
 
-def at_once(
-    s: int, x: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
+def by_product(
+    sequence: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
 ) -> Float[Array, "b k d"]:
+    """All by one product (docs/performance.md, TPU, "a stage's new tokens by one product").
+
+    With the prefix in it the sequence is never taken apart, so it keeps its layout.
+    """
+    s = sequence.shape[1] - weight.shape[1]
     merge = functools.reduce(Merge.beside, groups)
-    # TPUs gather slowly and multiply fast. With the prefix in the product the sequence is never
-    # taken apart, so it keeps its layout.
     route = merge.route(weight.shape[1])
-    route = jnp.concatenate(
-        [leading_indices(s, route), jnp.where(route < 0, -1, s + route)], axis=1
-    )
+    route = jnp.where(route < 0, -1, s + route)
+    route = jnp.concatenate([leading_indices(s, route), route], axis=1)
     weight = jnp.pad(weight, ((0, 0), (s, 0)), constant_values=1.0)
-    return token_major(weighted_mean(x, route, weight, s + merge.keep.shape[1]))
+    return token_major(weighted_mean(sequence, route, weight, s + merge.keep.shape[1]))
 
 
 def weighted_mean(
@@ -130,7 +127,7 @@ def merge_into(
     joining_weight: Float[Array, "b r"],
     partner: Int[Array, "b r"],
 ) -> Float[Array, "b m d"]:
-    """What `average` makes of tokens of which a few join others, at the cost of those few.
+    """What `weighted_mean` makes of tokens of which a few join others, at the cost of those few.
 
     Args:
       tokens: those that are joined, or stay alone.

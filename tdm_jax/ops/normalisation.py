@@ -7,39 +7,38 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Residuals = tuple[Array, ...]
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "... d"], scale: Float[Array, " d"], bias: Float[Array, " d"], epsilon: float
 ) -> Float[Array, "... d"]:
     """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, in float32.
 
-    The backward pass keeps only `x` and two numbers a token, and takes four sums.
+    Its tangent is written out, so that the transpose, the backward pass, takes four sums, which run
+    on one core of a CPU (docs/performance.md, CPU, "a layer norm with its own backward pass").
     """
-    return _norm_forward(x, scale, bias, epsilon)[0]
+    return _normalise(x, epsilon)[0] * scale + bias
 
 
-def _norm_forward(
-    x: Float[Array, "... d"], scale: Float[Array, " d"], bias: Float[Array, " d"], epsilon: float
-) -> tuple[Float[Array, "... d"], Residuals]:
+def _normalise(
+    x: Float[Array, "... d"], epsilon: float
+) -> tuple[Float[Array, "... d"], Float[Array, "... 1"]]:
     y = x.astype(jnp.float32)
     mean = y.mean(axis=-1, keepdims=True)
     # One pass over x for both; rounding can make it negative where all channels are alike.
     variance = jnp.maximum((y * y).mean(axis=-1, keepdims=True) - mean * mean, 0)
     rate = lax.rsqrt(variance + epsilon)
-    return (y - mean) * rate * scale + bias, (x, mean, rate, scale)
+    return (y - mean) * rate, rate
 
 
-def _norm_backward(epsilon: float, residuals: Residuals, g: Float[Array, "... d"]) -> Residuals:
-    x, mean, rate, scale = residuals
-    normed = (x.astype(jnp.float32) - mean) * rate
-    scaled = g * scale
-    along = normed * (scaled * normed).mean(axis=-1, keepdims=True)
-    dx = rate * (scaled - scaled.mean(axis=-1, keepdims=True) - along)
-    tokens = tuple(range(x.ndim - 1))
-    return dx.astype(x.dtype), (g * normed).sum(tokens), g.sum(tokens)
-
-
-layer_norm.defvjp(_norm_forward, _norm_backward)
+@layer_norm.defjvp
+def _layer_norm_jvp(
+    epsilon: float, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Float[Array, "... d"], Float[Array, "... d"]]:
+    x, scale, bias = primals
+    dx, dscale, dbias = tangents
+    normed, rate = _normalise(x, epsilon)
+    dx = dx.astype(jnp.float32)
+    along = normed * (dx * normed).mean(axis=-1, keepdims=True)
+    across = rate * (dx - dx.mean(axis=-1, keepdims=True) - along)
+    return normed * scale + bias, across * scale + normed * dscale + dbias

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from tdm_jax.ops.gathering import by_index
+from tdm_jax.ops import gathering
 from tdm_jax.ops.platform import by_platform
 
 
@@ -15,12 +15,15 @@ def argtopk(score: Float[Array, "b n"], k: int) -> Int[Array, "b k"]:
 
 
 def by_stable_sort(x: Float[Array, "b n"]) -> Int[Array, "b n"]:
+    """Needs no collective when the batch is sharded, unlike `lax.top_k`."""
     return jnp.argsort(x, axis=-1, stable=True)
 
 
 def by_radix_sort(x: Float[Array, "b n"]) -> Int[Array, "b n"]:
-    # XLA's CPU backend sorts plain integers five times as fast as pairs. So: a radix sort, of
-    # integers that are made of half a number's bits and the index of the number.
+    """Sorts half a number's bits with the number's index (docs/performance.md, CPU, "radix sort").
+
+    XLA's CPU backend sorts plain integers five times as fast as pairs.
+    """
     if x.dtype != jnp.float32 or x.shape[1] > 1 << 16:
         return by_stable_sort(x)
     # Integers in the order of the numbers: 0 and -0 are equal, whatever is no number comes last.
@@ -32,4 +35,4 @@ def by_radix_sort(x: Float[Array, "b n"]) -> Int[Array, "b n"]:
         return (jnp.sort((half << 16) | place, axis=1, stable=False) & 0xFFFF).astype(jnp.int32)
 
     by_lower = order(key)
-    return by_index(by_lower, order(by_index(key, by_lower) >> 16))
+    return gathering.by_index(by_lower, order(gathering.by_index(key, by_lower) >> 16))

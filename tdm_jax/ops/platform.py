@@ -1,8 +1,7 @@
 """Which form of an operation a program gets: its platform's, or the one that was pinned."""
 
 import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,16 +11,19 @@ from tdm_jax.errors import unknown
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 REFERENCE = "reference"
 
-_pinned: contextvars.ContextVar[str | None] = contextvars.ContextVar("pinned", default=None)
+# What jax.jit has compiled under one value is traced anew under another.
+_pinned = jax.make_user_context(None)
+_reverse_mode = jax.make_user_context(False)
 
 
-@contextlib.contextmanager
-def pinned(platform: str) -> Iterator[None]:
+def pinned(platform: str) -> contextlib.AbstractContextManager:
     """Traces every operation in one platform's form, so that a program holds no other.
 
     A program usually holds the forms of all platforms and picks one when it is lowered. Exporters
-    to other formats cannot do that, and a program for one platform need not. What was traced before
-    stays as it is: a function that was jitted outside keeps its forms.
+    to other formats cannot do that, and a program for one platform need not. It acts while a
+    program is traced: a jitted function is traced anew under it, but what `jax.make_jaxpr`,
+    `jax.jit(...).lower` or `jax.export` made before stays as it is. Where a form needs its device
+    at hand to be traced at all (cuDNN's attention), the reference stands in for it elsewhere.
 
     Args:
       platform: one of `PLATFORMS`, or "reference" for the plain form of every operation.
@@ -31,11 +33,7 @@ def pinned(platform: str) -> Iterator[None]:
     """
     if platform not in (*PLATFORMS, REFERENCE):
         raise unknown("platform", platform, (*PLATFORMS, REFERENCE))
-    token = _pinned.set(platform)
-    try:
-        yield
-    finally:
-        _pinned.reset(token)
+    return _pinned(platform)
 
 
 def by_platform(*args: Any, reference: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
@@ -46,7 +44,21 @@ def by_platform(*args: Any, reference: Callable[..., Any], **forms: Callable[...
       reference: the plain form, everybody else's.
       **forms: by platform.
     """
-    platform = _pinned.get()
+    platform = _pinned.value
     if platform is None:
         return jax.lax.platform_dependent(*args, default=reference, **forms)
     return forms.get(platform, reference)(*args)
+
+
+def reverse_mode() -> contextlib.AbstractContextManager:
+    """Traces operations in forms that `jax.grad` alone can differentiate, where those save memory.
+
+    Without it `jax.jvp` and `jax.linearize` work everywhere. A training step, which needs neither,
+    is traced under it. It concerns cuDNN's attention: see `tdm_jax.ops.attention`.
+    """
+    return _reverse_mode(True)
+
+
+def in_reverse_mode() -> bool:
+    """Whether the program that is being traced may allow reverse mode alone."""
+    return _reverse_mode.value

@@ -4,37 +4,33 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
-Residuals = tuple[Array, ...]
 
-
-@jax.custom_vjp
+@jax.custom_jvp
 def product(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Array, "... n"]:
-    """`x @ kernel`."""
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    """`x @ kernel`; the kernel's gradient has the narrow one of its factors first.
+
+    XLA's CPU backend lays the first factor out anew, which is cheap for the narrow one
+    (docs/performance.md, CPU, "weights' gradients with the narrow factor first").
+    """
+    return _contract(x, kernel, 0)
 
 
-def _product_forward(
-    x: Float[Array, "... k"], kernel: Float[Array, "k n"]
-) -> tuple[Float[Array, "... n"], Residuals]:
-    return product(x, kernel), (x, kernel)
+def _contract(x: Float[Array, "... k"], kernel: Float[Array, "a b"], axis: int) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))
 
 
-def _product_backward(
-    residuals: Residuals, g: Float[Array, "... n"]
-) -> tuple[Float[Array, "... k"], Float[Array, "k n"]]:
-    x, kernel = residuals
-    rows = tuple(range(x.ndim - 1))
-
-    def over_rows(narrow: Array, wide: Array) -> Array:
-        # XLA's CPU backend lays the first factor out anew: cheap for the narrow one.
-        return lax.dot_general(narrow, wide, ((rows, rows), ((), ())))
-
+def _along_kernel(
+    tangent: Float[Array, "k n"],
+    y: Float[Array, "... n"],
+    x: Float[Array, "... k"],
+    kernel: Float[Array, "k n"],
+) -> Float[Array, "... n"]:
+    del y
+    # JAX transposes this to `(g.T @ x).T`, of which XLA makes `x.T @ g`. Where g is the narrow one
+    # a barrier, whose transpose is another one, keeps it from that.
     if kernel.shape[0] <= kernel.shape[1]:
-        gradient = over_rows(x, g)
-    else:
-        # The barrier keeps XLA from swapping the factors back.
-        gradient = lax.optimization_barrier(over_rows(g, x)).T
-    return lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ()))), gradient
+        return _contract(x, tangent, 0)
+    return _contract(x, lax.optimization_barrier(tangent.T), 1)
 
 
-product.defvjp(_product_forward, _product_backward)
+product.defjvps(lambda tangent, y, x, kernel: _contract(tangent, kernel, 0), _along_kernel)

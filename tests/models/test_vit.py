@@ -201,7 +201,7 @@ def test_one_trace_for_each_shape(params):
         ({"depth": 0}, "depth must be at least 1; got 0"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\); got 1.0"),
         ({"distilled": True, "class_token": False}, "needs its class token"),
-        ({"widht": 3}, "unknown model setting 'widht'; did you mean 'width'"),
+        ({"widht": 3}, "setting 'widht'; did you mean 'width'"),
         ({"reducer": "tdn"}, "unknown reducer 'tdn'; did you mean 'tdm'"),
         ({"reducer": "tdm", "keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0.0"),
         ({"reducer": "tdm", "keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1.5"),

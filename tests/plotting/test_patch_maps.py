@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdm_jax.errors import InputError
-from tdm_jax.models.vit import Stage
+from tdm_jax.models.info import Stage
 from tdm_jax.plotting import colors, patch_maps
 from tdm_jax.plotting.figure import paint
 from tdm_jax.plotting.patch_maps import DROPPED, MASK, Patch, SourceMap
