@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import os
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tdm_jax import train
 from tdm_jax.checkpoint import Store, load_pretrained
 from tdm_jax.errors import InputError
-from tdm_jax.train import DivergedError, train_and_evaluate
+from tdm_jax.parallel.sharding import MeshConfig, make_mesh
+from tdm_jax.training import compiled_steps
 from tdm_jax.training.config import default_config, parse
 from tdm_jax.training.experiment import make_experiment
+from tdm_jax.training.loop import DivergedError, train_and_evaluate
 from tdm_jax.training.metric_writer import Progress
+from tdm_jax.training.saving import restore
 
 ROOT = Path(__file__).parents[1]
 TINY = {"name": "vit", "patch_size": 7, "width": 16, "depth": 3, "num_heads": 2, "drop_path": 0.1}
@@ -41,15 +44,10 @@ def tiny_config(**changes):
 
 
 def saved_state(workdir, config):
-    abstract = make_experiment(parse(config)).abstract_state()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
-    )
-    store = Store(workdir / "checkpoints", read_only=True)
-    step, state, _ = store.restore(abstract)
-    store.close()
-    return step, jax.device_get(state)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with contextlib.closing(Store(workdir / "checkpoints", read_only=True)) as store:
+        state = jax.device_get(restore(store, make_experiment(parse(config)), mesh))
+    return int(state.step), state
 
 
 def lines(workdir):
@@ -86,10 +84,10 @@ def test_a_run_leaves_what_it_promises(finished):
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 20]
     assert {"loss", "grad_norm", "learning_rate", "images_per_second"} <= lines(workdir)[0].keys()
     assert lines(workdir)[-1]["ema/top1"] == result["ema/top1"]
-    model, params = load_pretrained(workdir / "model")
+    model, variables = load_pretrained(workdir)
     assert model.width == 16
     state = saved_state(workdir, tiny_config())[1]
-    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, variables, state.variables)
     _, averaged = load_pretrained(workdir / "model_ema")
     jax.tree.map(np.testing.assert_array_equal, averaged, state.ema)
 
@@ -131,7 +129,7 @@ import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 sys.path[:0] = [{root!r}, {tests!r}]
 from tests.test_train import tiny_config
-from tdm_jax.train import train_and_evaluate
+from tdm_jax.training.loop import train_and_evaluate
 train_and_evaluate(tiny_config(**{changes!r}), {workdir!r})
 """
 
@@ -200,7 +198,7 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         train_and_evaluate(tiny_config(), tmp_path)
-    update = train.lower_train_step
+    update = compiled_steps.lower_train_step
 
     def poisoned(recipe, mesh, state, teacher):
         step = update(recipe, mesh, state, teacher).compile()
@@ -213,7 +211,7 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path, monkeypatc
 
         return Compiled()
 
-    monkeypatch.setattr(train, "lower_train_step", poisoned)
+    monkeypatch.setattr(compiled_steps, "lower_train_step", poisoned)
     with pytest.raises(DivergedError, match=r"nan.* at step 5.*last good checkpoint: .*/3$"):
         train_and_evaluate(tiny_config(), tmp_path)
     assert saved_state(tmp_path, tiny_config())[0] == 3
@@ -222,13 +220,13 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
     compiled = []
-    update = train.lower_train_step
+    update = compiled_steps.lower_train_step
 
     def counted(recipe, *args):
         compiled.append(recipe.model.reducer.keep_rate)
         return update(recipe, *args)
 
-    monkeypatch.setattr(train, "lower_train_step", counted)
+    monkeypatch.setattr(compiled_steps, "lower_train_step", counted)
     epoch = 16 / 1437
     config = tiny_config(
         **{
@@ -267,7 +265,7 @@ def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_refused_before_compiling(changes, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "lower_train_step", None)
+    monkeypatch.setattr(compiled_steps, "lower_train_step", None)
     config = tiny_config()
     with config.unlocked():
         config.model.dtype = "float32"
@@ -298,7 +296,7 @@ def test_an_unknown_key_is_refused():
         parse(config)
     config = tiny_config()
     config.optim = ConfigDict({"learning_rate": "fast"})
-    with pytest.raises(InputError, match=r"optim.learning_rate must be a float, got 'fast'"):
+    with pytest.raises(InputError, match=r"optim.learning_rate: got 'fast', expected a number"):
         parse(config)
 
 

@@ -3,7 +3,7 @@
 ```python
 config = data.make_config(name="folder", data_dir="~/flowers", image_size=224, batch_size=256)
 for batch in data.train_batches(config, start_step=0):
-    batch["image"]  # uint8 [256, 224, 224, 3], not yet normalised: see tdm_jax.data.device_transforms
+    batch["image"]  # uint8 [256, 224, 224, 3], not yet normalised: see device_transforms
     batch["label"]  # int32 [256]
 ```
 """

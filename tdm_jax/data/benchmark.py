@@ -113,23 +113,21 @@ def measure(image_size: int, count: int, threads: list[int]) -> str:
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_integer("images", 400, "images measured in each row of the table")
-    flags.DEFINE_integer("image_size", 224, "side of the crops, in pixels")
-    flags.DEFINE_list("threads", ["1", "2"], "numbers of threads for the whole pipeline")
-    flags.DEFINE_string("output", "", "also write the table to this Markdown file")
+    flags.DEFINE_integer("images", 400, "Images measured in each row of the table.", 1)
+    flags.DEFINE_integer("image_size", 224, "Side of the crops, in pixels.", 1)
+    flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads for the whole pipeline.")
+    flags.DEFINE_string("output", "", "Markdown file that the table is written to as well.")
 
 
 def main() -> None:
     """Prints the tables, and writes them where `--output` says."""
-    given = flags.FLAGS
-    if given.images < 1 or given.image_size < 1:
-        raise InputError("--images and --image_size must be positive")
-    if not all(number.isdigit() and int(number) > 0 for number in given.threads):
-        raise InputError(f"--threads: got {given.threads}, expected positive integers")
-    table = measure(given.image_size, given.images, [int(n) for n in given.threads])
+    FLAGS = flags.FLAGS
+    if not all(number.isdigit() and int(number) > 0 for number in FLAGS.threads):
+        raise InputError(f"--threads: got {FLAGS.threads}, expected positive integers")
+    table = measure(FLAGS.image_size, FLAGS.images, [int(n) for n in FLAGS.threads])
     print(table)
-    if given.output:
-        write_text(given.output, table + "\n")
+    if FLAGS.output:
+        write_text(FLAGS.output, table + "\n")
 
 
 if __name__ == "__main__":

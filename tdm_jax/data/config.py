@@ -2,15 +2,14 @@
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from tdm_jax import errors
 from tdm_jax.data import randaugment
-from tdm_jax.errors import InputError
+from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
+from tdm_jax.parsing import parse
 
 AUGMENTATIONS = ("crop", "affine", "none")
 
@@ -29,7 +28,7 @@ class DataConfig:
         held out for validation.
       image_size: (height, width) of a batch's images. One integer stands for a square.
       channels: 3 (RGB) or 1 (grey); every image is converted.
-      mean, std: per channel, of images scaled to [0, 1]; for the device (`tdm_jax.data.device_transforms`).
+      mean, std: per channel, of images scaled to [0, 1]; normalising is the device's work.
       batch_size: global training batch, over all devices and hosts.
       eval_batch_size: global evaluation batch; 0 takes batch_size.
       seed: of the shuffle and of every random draw on the host, in [0, 2**32).
@@ -89,10 +88,53 @@ class DataConfig:
     max_corrupt: int = 100
 
     def __post_init__(self) -> None:
-        _check(self)
+        kind, _, dataset = self.name.partition(":")
+        if self.name not in ("digits", "folder") and not (kind == "tfds" and dataset):
+            near = difflib.get_close_matches(self.name, ["digits", "folder"], n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"unknown data.name {self.name!r}; {hint}expected digits, folder or tfds:<name>"
+            )
+        for holds, expected, keys in _RANGES:
+            for key in keys:
+                _require(holds(getattr(self, key)), self, key, expected)
+        for key in ("mean", "std"):
+            fits = len(getattr(self, key)) == self.channels
+            _require(fits, self, key, f"{self.channels} numbers, one a channel")
+        # Closer together, an image would be mixed with itself.
+        fits = self.repeats == 1 or self.batch_size >= 2 * self.repeats
+        _require(fits, self, "repeats", f"at most half of batch_size={self.batch_size}")
+        if self.augmentation not in AUGMENTATIONS:
+            raise unknown("data.augmentation", self.augmentation, AUGMENTATIONS)
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("data.interpolation", self.interpolation, INTERPOLATIONS)
+        if self.rand_augment:
+            randaugment.parse(self.rand_augment)
 
 
-# The embedded digits are small and grey: shifted a little, never cut out or mixed.
+_RANGES = (
+    (lambda v: min(v) > 0, "(height, width), both positive", ("image_size",)),
+    (lambda v: v in (1, 3), "1 or 3", ("channels",)),
+    (lambda v: min(v, default=0) > 0, "positive numbers", ("std",)),
+    (lambda v: v > 0, "a positive integer", ("batch_size", "repeats")),
+    (lambda v: v >= 0, "zero or more", ("eval_batch_size", "threads", "workers", "max_corrupt")),
+    (lambda v: v >= 0, "zero or more", ("mixup", "cutmix", "color_jitter")),
+    (lambda v: 0 <= v < 2**32, "an integer in [0, 2**32)", ("seed",)),
+    (lambda v: 0 <= v <= 1, "in [0, 1]", ("flip", "erasing", "mix_prob", "mix_switch")),
+    (lambda v: 0 <= v < 1, "in [0, 1)", ("label_smoothing", "affine_shift", "affine_scale")),
+    (lambda v: 0 < v < 1, "a share in (0, 1)", ("holdout",)),
+    (lambda v: 0 < v <= 1, "a share in (0, 1]", ("crop_pct",)),
+    (lambda v: 0 < v[0] <= v[1] <= 1, "(low, high) within (0, 1]", ("crop_scale",)),
+    (lambda v: 0 < v[0] <= v[1], "(low, high), both positive", ("crop_ratio",)),
+)  # fmt: skip
+
+
+def _require(holds: bool, config: DataConfig, key: str, expected: str) -> None:
+    if not holds:
+        raise InputError(f"data.{key}: got {getattr(config, key)!r}, expected {expected}")
+
+
+# Whatever is not said of the embedded digits: small and grey, shifted a little, never cut or mixed.
 _DIGITS = {
     "image_size": (28, 28),
     "channels": 1,
@@ -105,6 +147,7 @@ _DIGITS = {
     "mixup": 0.0,
     "cutmix": 0.0,
 }
+_PHOTOS = {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def make_config(
@@ -112,106 +155,24 @@ def make_config(
 ) -> DataConfig:
     """A checked `DataConfig` from a mapping, keywords, or both.
 
-    Whatever is not given has the default of its source: DeiT's recipe at 224 pixels for a folder
-    and for TFDS, 28 grey pixels with small shifts for the digits. `dataclasses.asdict` turns the
-    result back into a mapping with every key, as a config file wants it.
+    What is not given, or None, has the default of its source: DeiT's recipe at 224 pixels for a
+    folder and for TFDS, 28 grey pixels with small shifts for the digits. A `mean` or `std` of one
+    number stands for all channels. `dataclasses.asdict` turns the result back into a mapping with
+    every key, as a config file wants it.
 
     Raises:
       InputError: an unknown key, a value of another type, or one out of range.
     """
-    given = {**dict(values or {}), **overrides}
-    fields = {field.name: field.type for field in dataclasses.fields(DataConfig)}
-    for key in given:
-        if key not in fields:
-            raise errors.unknown("data setting", key, fields)
-    if "name" not in given:
-        raise InputError("data.name is missing; expected digits, folder or tfds:<name>")
-    cast = {key: _cast(key, value, fields[key]) for key, value in given.items()}
-    defaults = _DIGITS if cast["name"] == "digits" else {}
-    return DataConfig(**{**defaults, **cast})
-
-
-def _cast(key: str, value: object, kind: object) -> object:
-    """`value` as the type of field `key`: integers pass for floats, lists for tuples."""
-    if key == "image_size" and _is(value, int):
-        return (value, value)
-    if kind is float and _is(value, int):
-        return float(value)
-    if kind in (int, float, str):
-        if not _is(value, kind):
-            raise _wrong(key, value, {int: "an integer", float: "a number", str: "a string"}[kind])
-        return value
-    number, length = typing.get_args(kind)
-    if not isinstance(value, tuple | list) or (length is not ... and len(value) != 2):
-        raise _wrong(key, value, "numbers, one a channel" if length is ... else "a pair of numbers")
-    return tuple(_cast(f"{key}[{i}]", item, number) for i, item in enumerate(value))
-
-
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _wrong(key: str, got: object, expected: str) -> InputError:
-    return InputError(f"data.{key}: got {got!r}, expected {expected}")
-
-
-def _check(config: DataConfig) -> None:
-    """Every range, in one place; the first that fails is reported."""
-    _check_source(config)
-
-    def require(condition: bool, key: str, expected: str) -> None:
-        if not condition:
-            raise _wrong(key, getattr(config, key), expected)
-
-    require(min(config.image_size) > 0, "image_size", "(height, width), both positive")
-    require(config.channels in (1, 3), "channels", "1 or 3")
+    settings = {k: v for k, v in {**dict(values or {}), **overrides}.items() if v is not None}
+    if isinstance(settings.get("image_size"), int):
+        settings["image_size"] = (settings["image_size"],) * 2
+    defaults = _DIGITS if settings.get("name") == "digits" else _PHOTOS
+    channels = settings.get("channels", defaults["channels"])
     for key in ("mean", "std"):
-        length = len(getattr(config, key))
-        require(length == config.channels, key, f"{config.channels} numbers, one a channel")
-    require(min(config.std) > 0, "std", "positive numbers")
-    for key in ("batch_size", "repeats"):
-        require(getattr(config, key) > 0, key, "a positive integer")
-    # Closer together, an image would be mixed with itself.
-    fits = config.repeats == 1 or config.batch_size >= 2 * config.repeats
-    require(fits, "repeats", f"at most half of batch_size={config.batch_size}")
-    for key in (
-        "eval_batch_size",
-        "threads",
-        "workers",
-        "max_corrupt",
-        "mixup",
-        "cutmix",
-        "color_jitter",
-    ):
-        require(getattr(config, key) >= 0, key, "zero or more")
-    require(0 <= config.seed < 2**32, "seed", "an integer in [0, 2**32)")
-    for key in ("flip", "erasing", "mix_prob", "mix_switch"):
-        require(0 <= getattr(config, key) <= 1, key, "a probability in [0, 1]")
-    for key in ("label_smoothing", "affine_shift", "affine_scale"):
-        require(0 <= getattr(config, key) < 1, key, "a number in [0, 1)")
-    require(0 < config.holdout < 1, "holdout", "a share in (0, 1)")
-    require(0 < config.crop_pct <= 1, "crop_pct", "a share in (0, 1]")
-    require(_is_range(config.crop_scale, 1.0), "crop_scale", "(low, high) within (0, 1]")
-    require(_is_range(config.crop_ratio, float("inf")), "crop_ratio", "(low, high), both positive")
-    if config.augmentation not in AUGMENTATIONS:
-        raise errors.unknown("data.augmentation", config.augmentation, AUGMENTATIONS)
-    if config.interpolation not in INTERPOLATIONS:
-        raise errors.unknown("data.interpolation", config.interpolation, INTERPOLATIONS)
-    if config.rand_augment:
-        randaugment.parse(config.rand_augment)
-
-
-def _check_source(config: DataConfig) -> None:
-    kind, _, dataset = config.name.partition(":")
-    if config.name not in ("digits", "folder") and not (kind == "tfds" and dataset):
-        near = difflib.get_close_matches(config.name, ["digits", "folder"], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"unknown data.name {config.name!r}; {hint}expected digits, folder or tfds:<name>"
-        )
-    if config.name != "digits" and not config.data_dir:
-        raise InputError(f"data.data_dir is empty; data.name={config.name!r} needs a directory")
-
-
-def _is_range(pair: tuple[float, float], limit: float) -> bool:
-    return 0 < pair[0] <= pair[1] <= limit
+        numbers = settings.get(key, defaults[key])
+        if key not in settings and channels == 1:
+            numbers = (sum(numbers) / len(numbers),)  # of colours, seen in grey
+        if isinstance(numbers, tuple | list) and len(numbers) == 1 and channels == 3:
+            numbers = tuple(numbers) * 3
+        settings[key] = numbers
+    return parse(DataConfig, {**defaults, **settings}, "data.")

@@ -7,6 +7,10 @@ import zlib
 import numpy as np
 from PIL import Image
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 # What Pillow's decoders raise on damaged data; anything else is a defect of ours and stays visible.
 _DAMAGED = (
     OSError,

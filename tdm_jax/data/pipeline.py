@@ -16,7 +16,8 @@ from absl import flags, logging
 
 from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
-from tdm_jax.data.sources import Source, open_source
+from tdm_jax.data.source import Source
+from tdm_jax.data.sources import open_source
 from tdm_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]

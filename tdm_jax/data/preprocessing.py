@@ -58,6 +58,8 @@ def preprocess(model: VisionTransformer) -> Callable[[Any], Float[Array, "b h w 
 
     def prepare(images: Any) -> Float[Array, "b h w c"]:
         single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+        if not single and not hasattr(images, "__len__"):
+            raise InputError(f"expected images; got {type(images).__name__}")
         batch = [images] if single else images
         if not len(batch):
             raise InputError("expected at least one image; got none")
@@ -70,7 +72,12 @@ def preprocess(model: VisionTransformer) -> Callable[[Any], Float[Array, "b h w 
 def _array(transform: EvalTransform, image: Any, place: str) -> UInt8[np.ndarray, "h w c"]:
     if not isinstance(image, Image.Image):
         pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4):
+        if (
+            pixels.dtype != np.uint8
+            or pixels.ndim != 3
+            or pixels.shape[-1] not in (1, 3, 4)
+            or not pixels.size
+        ):
             raise InputError(
                 f"{place}: expected a Pillow image or uint8 [h, w, c] of 1, 3 or 4 channels; got "
                 f"{pixels.dtype}{list(pixels.shape)}"

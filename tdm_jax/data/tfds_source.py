@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from tdm_jax.data.images import CorruptImage
-from tdm_jax.data.sources import VALIDATION_NAMES, Record
+from tdm_jax.data.source import VALIDATION_NAMES, Record
 from tdm_jax.data.tfrecord import Shard, TFRecordReader
 from tdm_jax.errors import InputError, unknown
 
@@ -91,10 +91,10 @@ def find_prepared(name: str, data_dir: Path) -> Path:
       InputError: there is none.
     """
     dataset, _, version = name.partition(":")
-    found = [path.parent for path in data_dir.glob(f"{dataset}/{version or '*'}/dataset_info.json")]
-    found = [path for path in found if tfds.core.Version.is_valid(path.name)]
-    if found:
-        return max(found, key=lambda path: tfds.core.Version(path.name))
+    metadata = data_dir.glob(f"{dataset}/{version or '*'}/dataset_info.json")
+    versions = [path.parent for path in metadata if tfds.core.Version.is_valid(path.parent.name)]
+    if versions:
+        return max(versions, key=lambda path: tfds.core.Version(path.name))
     configs = sorted({path.parent.parent.name for path in
                       data_dir.glob(f"{dataset}/*/*/dataset_info.json")})  # fmt: skip
     if configs:

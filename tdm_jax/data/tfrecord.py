@@ -54,8 +54,8 @@ class TFRecordReader:
         with ThreadPoolExecutor(_INDEXING_THREADS) as pool:
             offsets = pool.map(_shard_offsets, self._shards)
             bar = tqdm(offsets, "indexing", len(shards), unit=" files", delay=2.0, leave=False)
-            self._offsets = [found[s.skip : s.skip + s.take + 1]
-                             for s, found in zip(self._shards, bar, strict=True)]  # fmt: skip
+            self._offsets = [of_file[s.skip : s.skip + s.take + 1]
+                             for s, of_file in zip(self._shards, bar, strict=True)]  # fmt: skip
         self._ends = list(itertools.accumulate(shard.take for shard in self._shards))
 
     def __len__(self) -> int:

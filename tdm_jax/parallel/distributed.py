@@ -4,44 +4,41 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from tdm_jax.errors import InputError
 
 
-def define_flags() -> None:
-    """The flags that say whether this process is one of several."""
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Join the other processes; on a TPU pod or under Slurm they are found.",
-    )
-    flags.DEFINE_string("coordinator", None, "Elsewhere: host:port of process 0, ")
-    flags.DEFINE_integer("processes", None, "how many there are, ", 1)
-    flags.DEFINE_integer("process", None, "and which one this is, from 0.", 0)
+def initialize(
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes, if there are any; before anything else touches a device.
 
-
-def initialize() -> None:
-    """Joins the others if the flags say so; before anything else touches a device.
+    Args:
+      distributed: whether there are others that jax finds by itself.
+      coordinator_address: host:port of process 0, where they are not found; with the next two.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
 
     Raises:
-      InputError: the flags are incomplete, or the others cannot be reached.
+      InputError: the values are incomplete, or the others cannot be reached.
     """
-    given = flags.FLAGS
-    told = (given.coordinator, given.processes, given.process)
-    if any(value is not None for value in told):
-        if None in told:
+    place = (coordinator_address, num_processes, process_id)
+    if any(value is not None for value in place):
+        if None in place:
             raise InputError(
-                "expected --coordinator, --processes and --process together, got "
-                f"{given.coordinator}, {given.processes}, {given.process}"
+                "expected coordinator_address, num_processes and process_id together; got "
+                f"{coordinator_address}, {num_processes} and {process_id}"
             )
-        if given.process >= given.processes:
-            raise InputError(f"--process={given.process} must be below {given.processes}")
-    elif not given.distributed:
+        if process_id >= num_processes:
+            raise InputError(f"process_id must be below {num_processes}; got {process_id}")
+    elif not distributed:
         return
     try:
-        jax.distributed.initialize(*told)
+        jax.distributed.initialize(*place)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot join the other processes: {error}") from error
 

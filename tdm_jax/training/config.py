@@ -5,15 +5,15 @@ programs work with the typed, immutable `Settings` that `parse` makes of it.
 """
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from tdm_jax.data import make_config
-from tdm_jax.errors import InputError, unknown
+from tdm_jax import parsing
+from tdm_jax.data import DataConfig, make_config
+from tdm_jax.errors import InputError
 from tdm_jax.parallel.sharding import MeshConfig
 from tdm_jax.training.keep_rate_schedule import KeepWarmupConfig
 from tdm_jax.training.losses import DistillConfig
@@ -31,7 +31,7 @@ class EvalConfig:
     """
 
     every_epochs: float = 1.0
-    keep_rates: tuple = ()
+    keep_rates: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Settings:
     Attributes:
       model: `name` and overrides for `create_model`; `dtype` is "float32" or "bfloat16". Image
         size, channels and classes are the data's.
-      reducer: `name` and settings for `make_reducer`; a keep_rate of 0 and layers of () stand for
-        the method's own defaults.
-      data: keys of `data.DataConfig`; the seed is that of the experiment unless given there.
+      reducer: `name` and settings for `make_reducer`, also those that no file lists
+        (`--config.reducer.preset=published`); None stands for the method's own default.
+      data: what `data.make_config` takes; the seed is that of the experiment unless given there.
       init_from: checkpoint that training starts from (anything `load_pretrained` reads); "" starts
         from random weights.
       reset_head: start with a fresh head, for another number of classes than the checkpoint's.
@@ -80,7 +80,7 @@ class Settings:
 
     model: dict
     reducer: dict
-    data: dict
+    data: DataConfig
     init_from: str = ""
     reset_head: bool = False
     seed: int = 0
@@ -96,7 +96,7 @@ class Settings:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every: int = 50
     tensorboard: bool = False
-    profile_steps: tuple = ()
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.distill.teacher == "init_from" and not self.init_from:
@@ -122,10 +122,6 @@ def default_config(**data: Any) -> ConfigDict:
     Args:
       **data: what `data.make_config` takes; the other keys get the defaults of that source.
     """
-    # A directory may be left to the command line; the source's other defaults do not hang on it.
-    source = dataclasses.asdict(make_config({"data_dir": ".", **data}))
-    source["data_dir"] = data.get("data_dir", "")
-    del source["seed"]  # That of the experiment.
     settings = Settings(
         model={
             "name": "deit_small_patch16_224",
@@ -133,10 +129,14 @@ def default_config(**data: Any) -> ConfigDict:
             "dtype": "float32",
             "remat": False,
         },
-        reducer={"name": "none", "keep_rate": 0.0, "layers": ()},
-        data=source,
+        reducer={"name": "none"},
+        data=make_config(data),
     )
-    return ConfigDict(dataclasses.asdict(settings))
+    config = ConfigDict(dataclasses.asdict(settings))
+    del config.data["seed"]  # That of the experiment.
+    for name in ("keep_rate", "layers"):
+        config.reducer[name] = placeholder(object)
+    return config
 
 
 def parse(config: ConfigDict) -> Settings:
@@ -145,33 +145,7 @@ def parse(config: ConfigDict) -> Settings:
     Raises:
       InputError: a key is unknown, or a value has the wrong type or lies out of range.
     """
-    missing = [name for name in ("model", "reducer", "data") if name not in config]
-    if missing:
-        raise InputError(f"the configuration lacks {', '.join(missing)}")
-    return _build(Settings, config.to_dict(), "")
-
-
-def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    known = [path + field_.name for field_ in dataclasses.fields(cls)]
-    arguments = {}
-    for name, value in values.items():
-        if path + name not in known:
-            raise unknown("configuration key", path + name, known)
-        arguments[name] = _value(hints[name], value, path + name)
-    return cls(**arguments)
-
-
-def _value(hint: type, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _build(hint, value, f"{name}.")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is tuple and isinstance(value, list):
-        return tuple(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise InputError(
-            f"configuration key {name} must be a {hint.__name__}, "
-            f"got {value!r} ({type(value).__name__})"
-        )
-    return value
+    values = config.to_dict()
+    if isinstance(values.get("data"), dict):
+        values["data"] = make_config({"seed": values.get("seed"), **values["data"]})
+    return parsing.parse(Settings, values)

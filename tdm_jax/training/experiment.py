@@ -1,7 +1,8 @@
 """From checked settings to all that a training run is made of, before anything is compiled."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ from jaxtyping import PyTree
 
 from tdm_jax import data
 from tdm_jax.checkpoint import describe, load_pretrained
-from tdm_jax.data import DataConfig, make_config
+from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import mixes
 from tdm_jax.errors import InputError, unknown
+from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.registry import create_model
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
@@ -24,7 +26,6 @@ from tdm_jax.training.config import Settings
 from tdm_jax.training.keep_rate_schedule import Phase, phases
 from tdm_jax.training.sparse_training import sparse
 from tdm_jax.training.step import Recipe, TrainState, init_state
-from tdm_jax.training.workdir import trained_model
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -56,13 +57,20 @@ class Experiment:
         return self.recipe.model
 
     @property
-    def data(self) -> DataConfig:
+    def data_config(self) -> DataConfig:
         """Where images come from."""
-        return self.recipe.data
+        return self.settings.data
 
     def phase(self, step: int) -> int:
         """Index of the phase that `step` belongs to."""
         return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
+
+    def due(self, step: int, every_epochs: float) -> bool:
+        """Whether something that happens every so many epochs happens after `step`."""
+        if step == self.steps or every_epochs == 0.0:
+            return step == self.steps
+        period = max(every_epochs * self.steps_per_epoch, 1.0)
+        return math.floor(step / period) > math.floor((step - 1) / period)
 
     def phase_recipe(self, index: int) -> Recipe:
         """The training step's recipe during a phase."""
@@ -78,9 +86,9 @@ class Experiment:
         mesh = sharding.make_mesh(self.settings.mesh, devices)
         sharding.check_batch(
             mesh,
-            self.data.batch_size,
+            self.data_config.batch_size,
             accumulate=self.settings.accumulate,
-            pairs=mixes(self.data),
+            pairs=mixes(self.data_config),
             name="data.batch_size",
         )
         return mesh
@@ -103,28 +111,29 @@ def make_experiment(
     """Builds what `settings` ask for.
 
     Args:
-      settings: from `settings.parse`.
+      settings: from `config.parse`.
       teacher: the teacher's model, where `settings.distill` has one.
       dataset: training examples and classes; None to look at the data, which then must be there.
 
     Raises:
       InputError: names are unknown, the data are missing, or values do not fit together.
     """
-    source = data_config(settings)
+    data_config = settings.data
     if dataset is None:
-        dataset = data.num_examples(source, "train"), data.num_classes(source)
+        dataset = data.num_examples(data_config, "train"), data.num_classes(data_config)
     examples, classes = dataset
-    model = make_model(settings, source, classes)
-    steps_per_epoch = examples / source.batch_size
+    model = make_model(settings, classes)
+    batch_size = data_config.batch_size
+    steps_per_epoch = examples / batch_size
     steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
     schedule = optim.learning_rate(
-        settings.optim, batch_size=source.batch_size, steps=steps, steps_per_epoch=steps_per_epoch
+        settings.optim, batch_size=batch_size, steps=steps, steps_per_epoch=steps_per_epoch
     )
     recipe = Recipe(
         model=model,
         optimizer=sparse(optim.make_optimizer(settings.optim, schedule), settings.sparse, steps),
         schedule=schedule,
-        data=source,
+        data_config=data_config,
         num_classes=model.num_classes,
         seed=settings.seed,
         ema_decay=settings.optim.ema_decay,
@@ -132,84 +141,82 @@ def make_experiment(
         distill=settings.distill,
         teacher=teacher,
     )
-    way = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
+    schedule_phases = phases(settings.keep_warmup, model.reducer, steps_per_epoch=steps_per_epoch)
     evaluated = {"": model} | {
         f"keep{rate:g}/": model.clone(reducer=model.reducer.at_keep_rate(rate))
         for rate in settings.eval.keep_rates
     }
-    for variant in (*(model.clone(reducer=phase.reducer) for phase in way), *evaluated.values()):
+    in_phases = (model.clone(reducer=phase.reducer) for phase in schedule_phases)
+    for variant in (*in_phases, *evaluated.values()):
         _check_same_weights(model, variant)
-    return Experiment(settings, recipe, steps, steps_per_epoch, way, evaluated)
+    return Experiment(settings, recipe, steps, steps_per_epoch, schedule_phases, evaluated)
 
 
-def data_config(settings: Settings) -> DataConfig:
-    """The data configuration, with the experiment's seed unless it has its own."""
-    return make_config({"seed": settings.seed, **settings.data})
-
-
-def make_model(settings: Settings, source: DataConfig, classes: int) -> VisionTransformer:
-    """The model, for the image size, channels and classes of its data."""
-    given = dict(settings.model)
-    if "dtype" in given:
-        given["dtype"] = _dtype(given["dtype"])
+def make_model(settings: Settings, classes: int) -> VisionTransformer:
+    """The model, for the images and classes of its data, which it says how to prepare."""
+    data_config = settings.data
+    fields = dict(settings.model)
+    if "dtype" in fields:
+        fields["dtype"] = _dtype(fields["dtype"])
     of_data = {
-        "image_size": source.image_size,
-        "in_channels": source.channels,
+        "image_size": data_config.image_size,
+        "in_channels": data_config.channels,
         "num_classes": classes,
     }
     for name, value in of_data.items():
-        mine = given.setdefault(name, value)
-        if mine != value:
-            raise InputError(f"model.{name} is {mine}, but the data ({source.name}) have {value}")
-    return create_model(**given, reducer=reducer_of(settings.reducer))
+        asked = fields.setdefault(name, value)
+        if asked != value:
+            raise InputError(
+                f"model.{name} is {asked}, but the data ({data_config.name}) have {value}"
+            )
+    prepared = {f.name: getattr(data_config, f.name) for f in dataclasses.fields(Preprocessing)}
+    return create_model(
+        **fields, reducer=reducer_of(settings.reducer), preprocessing=Preprocessing(**prepared)
+    )
 
 
-def reducer_of(given: dict[str, Any]) -> Reducer:
-    """The reducer of a configuration; a keep_rate of 0 and layers of () are the method's own."""
-    chosen = {
-        name: value
-        for name, value in given.items()
-        if not (name == "keep_rate" and value == 0) and not (name == "layers" and not value)
-    }
-    if chosen.get("name") == "none":
-        # The other settings wait for a method to be named on the command line.
-        return Reducer()
-    return make_reducer(**chosen)
+def reducer_of(settings: Mapping[str, Any]) -> Reducer:
+    """The reducer of a configuration: `name` and settings, of which None is the method's own."""
+    # Beside "none", settings wait for a method to be named on the command line.
+    return Reducer() if settings.get("name") == "none" else make_reducer(**settings)
 
 
-def initial_params(settings: Settings, model: VisionTransformer) -> PyTree:
-    """The parameters of `settings.init_from`, on the host: every process has its own copy.
+def initial_variables(settings: Settings, model: VisionTransformer) -> PyTree:
+    """The variables of `settings.init_from`, on the host: every process has its own copy.
 
     Raises:
       InputError: the checkpoint is unreadable, or of another model.
     """
-    loaded, params = load_pretrained(
-        trained_model(settings.init_from),
+    loaded, variables = load_pretrained(
+        settings.init_from,
         model.reducer,
         num_classes=model.num_classes,
         image_size=model.image_size,
         reset_head=settings.reset_head,
         fresh_reducer=True,
+        preprocessing=model.preprocessing,
     )
-    theirs, mine = describe(loaded), describe(model)
-    other = [
-        f"{key} {theirs[key]}, expected {mine[key]}" for key in mine if theirs[key] != mine[key]
+    got, expected = describe(loaded), describe(model)
+    differences = [
+        f"{key} {got.get(key)}, expected {value}"
+        for key, value in expected.items()
+        if got.get(key) != value
     ]
-    if other:
-        raise InputError(f"{settings.init_from} is another model: got {'; '.join(other)}")
-    return jax.tree.map(np.asarray, params)
+    if differences:
+        raise InputError(f"{settings.init_from} is another model: got {'; '.join(differences)}")
+    return jax.tree.map(np.asarray, variables)
 
 
 def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
-    """The teacher, unreduced, and its parameters; (None, None) without distillation."""
+    """The teacher, unreduced, and its variables; (None, None) without distillation."""
     path = settings.distill.teacher
     if not path:
         return None, None
     if path == "init_from":
         path = settings.init_from
     dtype = {"dtype": _dtype(settings.model["dtype"])} if "dtype" in settings.model else {}
-    model, params = load_pretrained(trained_model(path), "none", **dtype)
-    return model, jax.tree.map(np.asarray, params)
+    model, variables = load_pretrained(path, "none", **dtype)
+    return model, jax.tree.map(np.asarray, variables)
 
 
 def _dtype(name: str) -> Any:
@@ -223,9 +230,9 @@ def _init(model: VisionTransformer, seed: int) -> PyTree:
     return model.init(jax.random.key(seed), jnp.zeros(size))
 
 
-def _check_same_weights(model: VisionTransformer, other: VisionTransformer) -> None:
-    mine, theirs = (jax.eval_shape(lambda m=m: _init(m, 0)) for m in (model, other))
-    if mine != theirs:
+def _check_same_weights(model: VisionTransformer, variant: VisionTransformer) -> None:
+    shapes, others = (jax.eval_shape(lambda m=m: _init(m, 0)) for m in (model, variant))
+    if shapes != others:
         raise InputError(
             f"the weights of {type(model.reducer).__name__} change shape with the keep rate; "
             "expected keep_warmup.end_epoch=0 and eval.keep_rates=()"

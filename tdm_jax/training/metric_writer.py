@@ -1,17 +1,22 @@
 """What a training run reports: a bar for people, one JSON line per event for programs."""
 
+import functools
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 from tqdm import tqdm
 
 from tdm_jax.errors import InputError
-from tdm_jax.training.workdir import append, write_whole
+from tdm_jax.files import is_remote
+from tdm_jax.training.keep_rate_schedule import Phase
+from tdm_jax.training.workdir import write_whole
+
+STORE_SECONDS = 60.0
 
 
 class Progress:
@@ -39,6 +44,11 @@ class Progress:
         self._silent = silent
         self._batch_size = batch_size
         self._since = (start, time.monotonic())
+        self._phase: Phase | None = None
+        self._board = _tensorboard(workdir) if tensorboard and not silent else None
+        if not silent:
+            keep = functools.partial(_stays, step=start, evaluated=start < steps)
+            self._lines = LineFile(workdir / "metrics.jsonl", keep)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -48,21 +58,17 @@ class Progress:
             # A log file gets a line now and then, a terminal a moving bar.
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
-        self._board = None
-        if silent:
-            return
-        if tensorboard:
-            self._board = _tensorboard(workdir)
-        self._path = workdir / "metrics.jsonl"
-        _keep_until(self._path, start, evaluated=start < steps)
+
+    def begin(self, step: int, phase: Phase) -> None:
+        """Before a step: says where a phase begins, and leaves its compilation out of images/s."""
+        if phase is not self._phase:
+            if self._phase is not None:
+                self.note(f"step {step}: keep rate {phase.keep_rate} from here on")
+            self._phase, self._since = phase, (step - 1, time.monotonic())
 
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()
-
-    def restart_clock(self, step: int) -> None:
-        """Leaves the time since the last report (a compilation, an evaluation) out of images/s."""
-        self._since = (step, time.monotonic())
 
     def train(self, step: int, values: Mapping[str, float], keep_rate: object) -> None:
         """Reports the values of one training step."""
@@ -72,9 +78,8 @@ class Progress:
         self._since = (step, now)
         shown = {"loss": f"{values['loss']:.4f}", "img/s": f"{rate:.0f}"}
         if keep_rate is not None:
-            shown["keep"] = (
-                f"{keep_rate:.3g}" if isinstance(keep_rate, (int, float)) else str(keep_rate)
-            )
+            number = isinstance(keep_rate, (int, float))
+            shown["keep"] = f"{keep_rate:.3g}" if number else str(keep_rate)
         self._bar.set_postfix(shown)
         self._write(step, {**values, "keep_rate": keep_rate, "images_per_second": rate})
 
@@ -91,9 +96,17 @@ class Progress:
         if not self._silent:
             tqdm.write(text, file=sys.stderr)
 
+    def flush(self, step: int) -> None:
+        """All lines are written; what else was done after `step` is left out of images/s."""
+        if not self._silent:
+            self._lines.flush()
+        self._since = (step, time.monotonic())
+
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.close()
+        if not self._silent:
+            self._lines.flush()
         if self._board is not None:
             self._board.close()
 
@@ -101,11 +114,44 @@ class Progress:
         if self._silent:
             return
         line = {"step": step} | {name: _finite(value) for name, value in values.items()}
-        append(self._path, json.dumps(line, allow_nan=False) + "\n")
+        self._lines.add(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, step)
+
+
+class LineFile:
+    """A text file that grows by lines.
+
+    An object store cannot append: there the whole file is written by `flush`, and by a line that
+    comes `STORE_SECONDS` after the last time.
+    """
+
+    def __init__(self, path: epath.Path, keep: Callable[[str], bool]) -> None:
+        """Keeps those lines of a file that is there already of which `keep` holds."""
+        self._path, self._text, self._pending = path, "", False
+        if path.exists():
+            self._text = "".join(filter(keep, path.read_text().splitlines(keepends=True)))
+            write_whole(path, self._text)
+        self._written = time.monotonic()
+
+    def add(self, line: str) -> None:
+        """Adds a line."""
+        if not is_remote(self._path):
+            with self._path.open("a") as file:
+                file.write(line)
+            return
+        self._text += line
+        self._pending = True
+        if time.monotonic() - self._written > STORE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """All lines are in the file."""
+        if self._pending:
+            write_whole(self._path, self._text)
+            self._pending, self._written = False, time.monotonic()
 
 
 def _finite(value: object) -> object:
@@ -113,23 +159,17 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_until(path: epath.Path, step: int, *, evaluated: bool) -> None:
-    """Drops the lines after `step`, and a last line that a crash cut off.
+def _stays(line: str, *, step: int, evaluated: bool) -> bool:
+    """Whether a line is of a step up to `step`, and not one that a crash cut off.
 
-    The evaluation after `step` itself is kept if it was `evaluated` for good, else done again.
+    The evaluation after `step` itself stays if it was `evaluated` for good, else it is done again.
     """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        again = values["step"] == step and "top1" in values and not evaluated
-        if line.endswith("\n") and values["step"] <= step and not again:
-            kept.append(line)
-    write_whole(path, "".join(kept))
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    again = values["step"] == step and "top1" in values and not evaluated
+    return line.endswith("\n") and values["step"] <= step and not again
 
 
 def _tensorboard(workdir: epath.Path) -> Any:
@@ -137,6 +177,6 @@ def _tensorboard(workdir: epath.Path) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise InputError(
-            "tensorboard=True needs tensorboardX, which is not installed: pip install tdm_jax[tb]"
+            "tensorboard=True needs tensorboardX, which is not installed: pip install 'tdm_jax[tb]'"
         ) from error
     return SummaryWriter(str(workdir / "tensorboard"))

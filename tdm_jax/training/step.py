@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import augment_batch, normalise
+from tdm_jax.models.info import Stage
 from tdm_jax.parallel.sharding import (
     batch_sharding,
     gather_params,
@@ -38,13 +39,13 @@ class TrainState:
 
     Attributes:
       step: number of updates so far, int32 [].
-      params: what `model.init` returns, in float32.
+      variables: what `model.init` returns, in float32.
       opt_state: the optimiser's moments and count.
-      ema: exponential moving average of `params`; {} if the recipe keeps none.
+      ema: exponential moving average of `variables`; {} if the recipe keeps none.
     """
 
     step: PyTree
-    params: PyTree
+    variables: PyTree
     opt_state: PyTree
     ema: PyTree
 
@@ -57,7 +58,7 @@ class Recipe:
       model: the student, with its reducer.
       optimizer: turns gradients into updates.
       schedule: the optimiser's learning rate, for the metrics.
-      data: what augmentation and normalisation need to know.
+      data_config: what augmentation and normalisation need to know.
       num_classes: width of the targets.
       seed: root of all randomness.
       ema_decay: decay of the averaged weights; 0 keeps none.
@@ -70,7 +71,7 @@ class Recipe:
     model: nn.Module
     optimizer: optax.GradientTransformation
     schedule: Callable
-    data: DataConfig
+    data_config: DataConfig
     num_classes: int
     seed: int = 0
     ema_decay: float = 0.0
@@ -79,14 +80,14 @@ class Recipe:
     teacher: nn.Module | None = None
 
 
-def init_state(recipe: Recipe, params: PyTree) -> TrainState:
+def init_state(recipe: Recipe, variables: PyTree) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=recipe.optimizer.init(params),
+        variables=variables,
+        opt_state=recipe.optimizer.init(variables),
         # A copy: a step donates its state, and one buffer cannot be donated twice.
-        ema=jax.tree.map(jnp.copy, params) if recipe.ema_decay > 0.0 else {},
+        ema=jax.tree.map(jnp.copy, variables) if recipe.ema_decay > 0.0 else {},
     )
 
 
@@ -94,7 +95,7 @@ def train_step(
     recipe: Recipe,
     state: TrainState,
     batch: Mapping[str, ArrayLike],
-    teacher_params: PyTree = None,
+    teacher_variables: PyTree = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments a batch, and follows the gradient of its mean loss.
@@ -103,7 +104,7 @@ def train_step(
       recipe: static; close over it before `jax.jit`.
       state: the state; may be donated.
       batch: `image` uint8 [b, h, w, c] and `label` int32 [b].
-      teacher_params: the teacher's parameters, if the recipe has one.
+      teacher_variables: the teacher's parameters, if the recipe has one.
       mesh: that the state is split over; None for one device.
 
     Returns:
@@ -112,89 +113,110 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     augment_key, model_key = jax.random.split(key)
     images, targets = augment_batch(
-        augment_key, batch["image"], batch["label"], recipe.data, recipe.num_classes
+        augment_key, batch["image"], batch["label"], recipe.data_config, recipe.num_classes
     )
 
-    def loss(params: PyTree, key: Array, images: Array, targets: Array) -> tuple[Array, Metrics]:
-        return _loss(recipe, params, teacher_params, key, images, targets)
+    def loss(variables: PyTree, key: Array, images: Array, targets: Array) -> tuple[Array, Metrics]:
+        return _loss(recipe, variables, teacher_variables, key, images, targets)
 
-    params = state.params
+    variables = state.variables
     gradient = jax.grad(loss, has_aux=True)
     if mesh is not None:
-        params, teacher_params = gather_params(mesh, (params, teacher_params))
+        variables, teacher_variables = gather_params(mesh, (variables, teacher_variables))
         gradient = _scattered(gradient, mesh)
     if recipe.accumulate > 1:
         gradient = _accumulated(gradient, recipe.accumulate)
-    grads, values = gradient(params, model_key, images, targets)
+    grads, values = gradient(variables, model_key, images, targets)
 
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.variables)
+    variables = optax.apply_updates(state.variables, updates)
     ema = state.ema
     if recipe.ema_decay > 0.0:
-        ema = optax.incremental_update(params, state.ema, 1.0 - recipe.ema_decay)
+        ema = optax.incremental_update(variables, state.ema, 1.0 - recipe.ema_decay)
     values |= {
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
     }
-    return TrainState(state.step + 1, params, opt_state, ema), values
+    return TrainState(state.step + 1, variables, opt_state, ema), values
 
 
 def eval_step(
-    model: nn.Module, params: PyTree, batch: Mapping[str, ArrayLike], data: DataConfig
-) -> Metrics:
-    """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss."""
-    logits = model.apply(params, normalise(batch["image"], data.mean, data.std))
-    return metrics.sums(logits, batch["label"], batch["mask"] > 0)
+    model: nn.Module,
+    variables: PyTree,
+    batch: Mapping[str, ArrayLike],
+    data_config: DataConfig,
+    *,
+    explains: bool = False,
+) -> Metrics | tuple[Metrics, Float[Array, "b k"], tuple[Stage, ...]]:
+    """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss.
+
+    With `explains` also the logits, and what became of the patches (`Info.stages`).
+    """
+    images = normalise(batch["image"], data_config.mean, data_config.std)
+    output = model.apply(variables, images, return_info=explains)
+    logits = output[0] if explains else output
+    sums = metrics.sums(logits, batch["label"], batch["mask"] > 0)
+    return (sums, logits, output[1].stages) if explains else sums
 
 
 def lower_train_step(
-    recipe: Recipe, mesh: Mesh, state: TrainState, teacher_params: PyTree = None
+    recipe: Recipe, mesh: Mesh, state: TrainState, teacher_variables: PyTree = None
 ) -> Lowered:
     """The training step over a mesh, ready to compile; `state` (shapes suffice) is donated."""
     shardings = state_shardings(mesh, state)
-    teacher = state_shardings(mesh, teacher_params)
+    teacher = state_shardings(mesh, teacher_variables)
     step = jax.jit(
         functools.partial(train_step, recipe, mesh=mesh),
         in_shardings=(shardings, batch_sharding(mesh), teacher),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    batch = _abstract_batch(recipe.data, recipe.data.batch_size)
-    return step.lower(state, batch, teacher_params)
+    batch = _abstract_batch(recipe.data_config, recipe.data_config.batch_size)
+    return step.lower(state, batch, teacher_variables)
 
 
 def lower_eval_step(
-    model: nn.Module, data: DataConfig, batch_size: int, mesh: Mesh, params: PyTree
+    model: nn.Module,
+    data_config: DataConfig,
+    batch_size: int,
+    mesh: Mesh,
+    variables: PyTree,
+    *,
+    explains: bool = False,
 ) -> Lowered:
-    """The evaluation step over a mesh, ready to compile; of `params` shapes suffice."""
+    """The evaluation step over a mesh, ready to compile; of `variables` shapes suffice."""
     step = jax.jit(
-        lambda params, batch: eval_step(model, gather_params(mesh, params), batch, data),
-        in_shardings=(state_shardings(mesh, params), batch_sharding(mesh)),
+        lambda variables, batch: eval_step(
+            model, gather_params(mesh, variables), batch, data_config, explains=explains
+        ),
+        in_shardings=(state_shardings(mesh, variables), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
-    batch = _abstract_batch(data, batch_size)
+    batch = _abstract_batch(data_config, batch_size)
     batch["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    return step.lower(params, batch)
+    return step.lower(variables, batch)
 
 
-def _abstract_batch(data: DataConfig, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_batch(data_config: DataConfig, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {
-        "image": jax.ShapeDtypeStruct((size, *data.image_size, data.channels), jnp.uint8),
+        "image": jax.ShapeDtypeStruct(
+            (size, *data_config.image_size, data_config.channels), jnp.uint8
+        ),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
 
 
 def _loss(
     recipe: Recipe,
-    params: PyTree,
-    teacher_params: PyTree,
+    variables: PyTree,
+    teacher_variables: PyTree,
     key: Array,
     images: Float[Array, "b h w c"],
     targets: Float[Array, "b k"],
 ) -> tuple[Float[Array, ""], Metrics]:
     dropout, reducer = jax.random.split(key)
     output, info = recipe.model.apply(
-        params,
+        variables,
         images,
         train=True,
         return_info=True,
@@ -206,7 +228,7 @@ def _loss(
     total = values["cross_entropy"]
     teacher = None
     if recipe.teacher is not None:
-        teacher = recipe.teacher.apply(teacher_params, images, return_info=True)
+        teacher = recipe.teacher.apply(teacher_variables, images, return_info=True)
         term = losses.distillation(distilled, teacher[0], recipe.distill).mean()
         values["distillation"] = term
         total = (1.0 - recipe.distill.weight) * total + recipe.distill.weight * term
@@ -233,14 +255,14 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def averaged(
-        params: PyTree, key: Array, images: Array, targets: Array
+        variables: PyTree, key: Array, images: Array, targets: Array
     ) -> tuple[PyTree, Metrics]:
         def one(total: PyTree, part: tuple) -> tuple[PyTree, Metrics]:
-            grads, values = gradient(params, *part)
+            grads, values = gradient(variables, *part)
             return jax.tree.map(jnp.add, total, grads), values
 
         inputs = jax.random.split(key, parts), split(images), split(targets)
-        total, values = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), inputs)
+        total, values = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, variables), inputs)
         return jax.tree.map(lambda g: g / parts, total), {k: v.mean() for k, v in values.items()}
 
     return averaged

@@ -3,22 +3,25 @@
 It may be a folder, or a place in an object store (gs://bucket/run; needs `pip install gcsfs`).
 """
 
+import dataclasses
 import json
 from os import PathLike, fspath
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from tdm_jax.checkpoint.integrity import summary
-from tdm_jax.checkpoint.saved_model import is_saved_model
+from tdm_jax import parsing
+from tdm_jax.checkpoint import describe
+from tdm_jax.checkpoint.workdir import CHECKPOINTS, DESCRIPTION
 from tdm_jax.errors import InputError
-from tdm_jax.files import write_text
+from tdm_jax.files import is_remote, reach, read_json, write_text
+from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.training.config import Settings, parse
 
-CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
-MODEL, MODEL_EMA = "model", "model_ema"
+CONFIG, RESULT = "config.json", "result.json"
 # What may change when a run is continued: where and how it runs, not what it computes.
 _FREE = (
     "mesh.",
@@ -41,54 +44,31 @@ def open_workdir(workdir: str | PathLike[str], settings: Settings) -> epath.Path
     Raises:
       InputError: it cannot be reached, or what the settings ask for cannot be written there.
     """
-    path = epath.Path(workdir)
-    if not _is_remote(path):
-        return path
     local = {"tensorboard": settings.tensorboard, "profile_steps": settings.profile_steps}
-    if any(local.values()):
+    if is_remote(workdir) and any(local.values()):
         asked = " and ".join(name for name, value in local.items() if value)
-        raise InputError(f"{asked} can only write to a local folder, expected one; got {path}")
-    try:
-        path.exists()
-    except Exception as error:  # each kind of store fails in its own way
-        raise InputError(
-            f"cannot reach {path}: {summary(error)}; expected `pip install gcsfs` and credentials"
-        ) from error
-    return path
+        raise InputError(f"{asked} can only write to a local folder, expected one; got {workdir}")
+    return reach(workdir)
 
 
 def write_whole(path: epath.Path, text: str) -> None:
     """Writes a whole text file, or leaves what was there."""
-    if _is_remote(path):
+    if is_remote(path):
         path.write_text(text)  # A store shows an object once it is complete.
     else:
         write_text(fspath(path), text)
 
 
-def append(path: epath.Path, text: str) -> None:
-    """Adds to a text file, or makes one."""
-    if _is_remote(path):
-        path.write_text((path.read_text() if path.exists() else "") + text)
+def check_same_run(workdir: epath.Path, settings: Settings) -> None:
+    """Raises InputError if `workdir` has checkpoints of a run of other settings."""
+    stored = settings_of(workdir)
+    if stored is None or not any((workdir / CHECKPOINTS).iterdir()):
         return
-    with path.open("a") as file:
-        file.write(text)
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in fspath(path)
-
-
-def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises InputError if `workdir` has checkpoints of a run of another configuration."""
-    path = workdir / CONFIG
-    checkpoints = workdir / CHECKPOINTS
-    if not path.exists() or not (checkpoints.is_dir() and any(checkpoints.iterdir())):
-        return
-    theirs, mine = _flat(_read(path)), _flat(_plain(config))
+    there, here = _comparable(stored), _comparable(settings)
     changed = [
-        f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
-        for key in sorted(theirs.keys() | mine.keys())
-        if theirs.get(key) != mine.get(key) and not key.startswith(_FREE)
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not key.startswith(_FREE)
     ]
     if changed:
         raise InputError(
@@ -97,47 +77,56 @@ def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Marks `workdir` as this run's."""
-    if jax.process_index() == 0:
-        write_whole(workdir / CONFIG, json.dumps(_plain(config), indent=2) + "\n")
+def write_start(workdir: epath.Path, settings: Settings, model: VisionTransformer) -> None:
+    """Marks `workdir` as this run's, and says of what model its checkpoints are."""
+    _write_json(workdir / CONFIG, dataclasses.asdict(settings))
+    _write_json(workdir / DESCRIPTION, describe(model))
 
 
 def read_result(workdir: epath.Path) -> dict[str, float] | None:
     """What a finished run achieved; None if it is not finished."""
     path = workdir / RESULT
-    return _read(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def write_result(workdir: epath.Path, result: dict[str, float]) -> None:
     """Marks the run as finished."""
-    if jax.process_index() == 0:
-        write_whole(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+    _write_json(workdir / RESULT, result)
 
 
 def settings_of(workdir: str | PathLike[str]) -> Settings | None:
-    """The settings of the training that `workdir` belongs to; None if it belongs to none."""
+    """The settings of the training that `workdir` belongs to; None if it belongs to none.
+
+    What an older version did not know has its default of today.
+    """
     path = epath.Path(workdir) / CONFIG
     if not (path.is_file() and (path.parent / CHECKPOINTS).is_dir()):
         return None
-    return parse(ConfigDict(_read(path)))
+    values, strange = parsing.known(Settings, read_json(path))
+    if strange:
+        logging.warning("%s: passed over what this version does not know: %s", path, strange)
+    # Older versions wrote a keep rate of 0 and no layers for the method's own.
+    values["reducer"] = {
+        name: value
+        for name, value in values.get("reducer", {}).items()
+        if (name, value) not in (("keep_rate", 0), ("layers", []))
+    }
+    return parse(ConfigDict(values))
 
 
-def trained_model(path: str | PathLike[str]) -> epath.Path:
-    """Where the weights lie: in `model/` of a training's working directory, else at `path`."""
-    inside = epath.Path(path) / MODEL
-    return inside if is_saved_model(inside) else epath.Path(path)
+def _comparable(settings: Settings) -> dict[str, Any]:
+    """Every setting by its whole key, as JSON holds it; whether a default was written is lost."""
+    defaults = {field.name: field.default for field in dataclasses.fields(VisionTransformer)}
+    tree = dataclasses.asdict(settings) | {
+        "model": defaults | {"dtype": "float32"} | settings.model,
+        "reducer": {name: value for name, value in settings.reducer.items() if value is not None},
+    }
+    return _flat(json.loads(json.dumps(tree, default=str)))
 
 
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json_best_effort())
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable: {error}") from error
+def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

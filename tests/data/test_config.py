@@ -33,6 +33,21 @@ def test_round_trip_through_a_config_dict():
     assert data.make_config(ml_collections.ConfigDict(dataclasses.asdict(config))) == config
 
 
+@pytest.mark.parametrize(
+    ("values", "mean", "std"),
+    [
+        ({"name": "digits", "channels": 3}, (0.309,) * 3, (0.349,) * 3),
+        ({"name": "digits", "channels": 3, "mean": [0.5]}, (0.5,) * 3, (0.349,) * 3),
+        ({"name": "folder", "channels": 1}, (0.449,), (0.226,)),
+        ({"name": "folder", "channels": 1, "mean": (0.3,), "std": None}, (0.3,), (0.226,)),
+    ],
+)
+def test_normalisation_follows_the_channels(values, mean, std):
+    config = data.make_config(values)
+    assert config.mean == pytest.approx(mean)
+    assert config.std == pytest.approx(std)
+
+
 def test_configs_are_hashable():
     assert hash(data.make_config(name="digits")) == hash(data.make_config(name="digits"))
 
@@ -43,18 +58,18 @@ def test_configs_are_hashable():
         ({}, "name is missing"),
         ({"name": "digit"}, "did you mean 'digits'"),
         ({"name": "tfds:"}, "expected digits, folder or tfds:<name>"),
-        ({"name": "folder"}, "data_dir is empty"),
-        ({"name": "digits", "batchsize": 3}, "did you mean 'batch_size'"),
+        ({"name": "digits", "batchsize": 3}, "did you mean 'data.batch_size'"),
         ({"name": "digits", "batch_size": 0}, "batch_size: got 0, expected a positive integer"),
         ({"name": "digits", "batch_size": 2.5}, "batch_size: got 2.5, expected an integer"),
         ({"name": "digits", "batch_size": True}, "batch_size: got True, expected an integer"),
         ({"name": "digits", "image_size": (28, 28, 1)}, "image_size"),
         (
             {"name": "digits", "image_size": "big"},
-            "image_size: got 'big', expected a pair of numbers",
+            "image_size: got 'big', expected a pair of integers",
         ),
         ({"name": "digits", "channels": 2}, "channels: got 2, expected 1 or 3"),
-        ({"name": "digits", "channels": 3}, "mean: got (0.309,), expected 3 numbers"),
+        ({"name": "digits", "mean": (0.5, 0.5)}, "mean: got (0.5, 0.5), expected 1 numbers"),
+        ({"name": "digits", "mean": (0.5, "x")}, "data.mean[1]: got 'x', expected a number"),
         ({"name": "digits", "std": (0.0,)}, "std"),
         ({"name": "digits", "seed": -1}, "seed"),
         ({"name": "digits", "crop_pct": 1.5}, "crop_pct"),

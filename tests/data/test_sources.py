@@ -8,7 +8,7 @@ import pytest
 from tdm_jax import data
 from tdm_jax.data import images
 from tdm_jax.errors import InputError
-from tests.data.conftest import encode, number_of, numbered
+from tests.data.files import encode, number_of, numbered
 
 
 def decoded(record):
@@ -124,6 +124,31 @@ def test_folders_that_cannot_serve(folder, tmp_path):
     single = tmp_path / "single"
     (single / "only").mkdir(parents=True)
     assert "too few images in only" in error(single)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["digits", "grey", "photos"])
+def test_every_source_gives_as_many_channels_as_asked_for(kind, channels, folder):
+    name = "digits"
+    if kind != "digits":
+        name, root = "folder", folder({"train": [1, 1], "val": [1, 1]})
+        if kind == "grey":
+            for path in root.rglob("*.png"):
+                path.write_bytes(encode(np.full((20, 24), 7, np.uint8)))
+    values = {} if name == "digits" else {"data_dir": str(root)}
+    config = data.make_config(
+        name=name, channels=channels, image_size=8, batch_size=2, threads=1, **values
+    )
+    for batches in (data.train_batches(config), data.eval_batches(config)):
+        image = next(batches)["image"]
+        assert image.shape == (2, 8, 8, channels)
+        assert kind == "photos" or (image == image[..., :1]).all()
+        batches.close()
+
+
+def test_a_folder_without_a_place():
+    with pytest.raises(InputError, match="data_dir is empty; data.name='folder' needs"):
+        data.num_examples(data.make_config(name="folder"), "train")
 
 
 def test_unknown_split():
