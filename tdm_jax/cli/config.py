@@ -1,9 +1,11 @@
 """The flag --config: a file below the working folder or, where it has none, one that ships."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from tdm_jax.errors import InputError
 
@@ -12,15 +14,15 @@ flags.disclaim_key_flags()  # --help counts the flag among those of the command 
 PACKAGE = Path(__file__).parents[1]
 
 
-def _located(path: str) -> str:
-    """`path`, with an argument of `get_config` behind a colon or not, where its file is."""
-    name = path.partition(":")[0]
-    if Path(name).is_file():
-        return path
-    if not (PACKAGE / name).is_file():
+class _Parser(ConfigFileFlagParser):
+    def parse(self, path: str) -> Any:
+        name = path.partition(":")[0]  # what is behind it is an argument of `get_config`
+        if Path(name).is_file():
+            return super().parse(path)
+        if (PACKAGE / name).is_file():
+            return super().parse(str(PACKAGE / path))
         ships = sorted(f"configs/{file.name}" for file in (PACKAGE / "configs").glob("*.py"))
         raise InputError(f"no file {name}; expected a file of yours, or {', '.join(ships)}")
-    return str(PACKAGE / path)
 
 
 def define_config(
@@ -28,7 +30,5 @@ def define_config(
 ) -> None:
     """Defines --config, and --config.key for each key of what the file's `get_config()` returns."""
     config_flags.DEFINE_config_file("config", None, help_text, flag_values)
-    parser = flag_values["config"].parser
-    load = parser.parse
-    parser.parse = lambda path: load(_located(path))
+    flag_values["config"].parser = _Parser("config")
     flag_values.set_default("config", default)
