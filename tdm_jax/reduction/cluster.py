@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdm_jax.ops.gathering import weighted_sum
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights, plan
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, plan
 from tdm_jax.reduction.original_weights import import_stages, stage_name
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenKind, TokenState
@@ -25,9 +25,7 @@ class ClusterReducer(StageReducer):
     """Replaces the tokens by clusters of them."""
 
     before: ClassVar[bool] = True
-
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return self.cumulative_count(stage, patches)
+    cumulative: ClassVar[bool] = True
 
 
 def clustered(
@@ -65,9 +63,7 @@ class SoftClusterReducer(ClusterReducer):
     def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
         return import_stages(self, arrays, "cluster_layers", self.original)
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage = self.stage(context)
         count = self.stage_count(stage, state.count, context.shape)
         share, values = self.pooling(count).apply(

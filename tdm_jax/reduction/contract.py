@@ -58,37 +58,6 @@ class BlockPlan(NamedTuple):
     out: int
 
 
-@struct.dataclass
-class BlockContext:
-    """Where in the network a hook is called, and with what.
-
-    Attributes:
-      layer: the block, from 0.
-      shape: the transformer's.
-      train: whether this is a training forward pass.
-      weights: the method's own learned weights, {} if it has none.
-      key: randomness for this block; None where the caller gave none.
-    """
-
-    layer: int = struct.field(pytree_node=False)
-    shape: ViTShape = struct.field(pytree_node=False)
-    train: bool = struct.field(pytree_node=False)
-    weights: Weights
-    key: Any = None
-
-
-@struct.dataclass
-class KeyMask:
-    """Keys that a block's attention may look at, such that a gradient also reaches the hidden ones.
-
-    Attributes:
-      mask: 1 for a key that all queries see, 0 for one that only its own query sees; over prefix
-        and patch tokens. A straight-through mask passes its gradient on.
-    """
-
-    mask: Float[Array, "b t"]
-
-
 @runtime_checkable
 class Attention(Protocol):
     """What a block's attention can tell. Each is computed only if a method asks for it."""
@@ -106,6 +75,39 @@ class Attention(Protocol):
         """The patch tokens' values."""
 
 
+@struct.dataclass
+class BlockContext:
+    """Where in the network a hook is called, and with what.
+
+    Attributes:
+      layer: the block, from 0.
+      shape: the transformer's.
+      train: whether this is a training forward pass.
+      weights: the method's own learned weights, {} if it has none.
+      key: randomness for this block; None where the caller gave none.
+      attention: the block's own, for `after_attention`; None before.
+    """
+
+    layer: int = struct.field(pytree_node=False)
+    shape: ViTShape = struct.field(pytree_node=False)
+    train: bool = struct.field(pytree_node=False)
+    weights: Weights
+    key: Any = None
+    attention: Attention | None = None
+
+
+@struct.dataclass
+class KeyMask:
+    """Keys that a block's attention may look at, such that a gradient also reaches the hidden ones.
+
+    Attributes:
+      mask: 1 for a key that all queries see, 0 for one that only its own query sees; over prefix
+        and patch tokens. A straight-through mask passes its gradient on.
+    """
+
+    mask: Float[Array, "b t"]
+
+
 @runtime_checkable
 class Probe(Protocol):
     """What a transformer with its weights does to the images of a calibration."""
@@ -113,9 +115,9 @@ class Probe(Protocol):
     shape: ViTShape
 
     def token_counts(self, reducer: "Reducer", quantile: float) -> tuple[int, ...]:
-        """Real tokens behind each block that acts (`Reducer.acts`), by a reducer.
+        """So many tokens that a share `quantile` of the images has no more, at least 1.
 
-        So many that a share `quantile` of the images has no more, at least 1.
+        Behind each block where the reducer acts (`Reducer.acts`).
         """
 
     def change(
@@ -139,11 +141,8 @@ class Reducer:
 
     # Whether the method has weights of its own that must be trained or loaded.
     learned: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        # A description is hashable: lists become tuples.
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _immutable(getattr(self, field.name)))
+    # Whether it goes by what the class token shows.
+    needs_class_token: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -160,6 +159,8 @@ class Reducer:
 
     def check(self, shape: ViTShape) -> None:
         """Raises InputError if the method does not fit a transformer of this shape."""
+        if self.needs_class_token and not shape.class_token:
+            raise InputError(f"{self.title}: expected a class token to go by; the model has none")
 
     @property
     def adaptive(self) -> bool:
@@ -231,9 +232,7 @@ class Reducer:
         """
         return None
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         """Called after the attention's residual, before the MLP."""
         return state
 
@@ -258,8 +257,10 @@ class Reducer:
         return {}
 
 
-def _immutable(value: Any) -> Any:
-    return tuple(map(_immutable, value)) if isinstance(value, list | tuple) else value
+def require(owner: Any, setting: str, valid: bool, expected: str) -> None:
+    """Raises InputError, with what a setting of `owner` must be and what it is, unless `valid`."""
+    if not valid:
+        raise InputError(f"{owner.title}: {setting} must {expected}; got {getattr(owner, setting)}")
 
 
 def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:

@@ -29,6 +29,7 @@ class LearnedPruner(PruneReducer):
 
     learned: ClassVar[bool] = True
     before: ClassVar[bool] = True
+    cumulative: ClassVar[bool] = True
 
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
         """One stage in training: all slots stay, `valid` says which take part.

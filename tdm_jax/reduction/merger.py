@@ -10,7 +10,7 @@ The merger takes any importance score, so any method that scores tokens can use 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices, weighted_sum
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.contract import ViTShape, require
 from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
 from tdm_jax.reduction.schedules import ceil
 from tdm_jax.reduction.token_state import TokenKind, TokenState
@@ -83,6 +83,8 @@ class Merger:
       neighbors: nearest tokens that make a density; None for all, as in the authors' logs.
     """
 
+    title: ClassVar[str] = "TDM"
+
     preset: str = "default"
     attentive_rate: float | None = None
     match_rate: float | None = None
@@ -99,16 +101,13 @@ class Merger:
         if self.attentive_merge not in (None, *MERGES):
             raise unknown("TDM attentive_merge", self.attentive_merge, MERGES)
         for name in ("attentive_rate", "match_rate", "cluster_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate <= 1:
-                raise InputError(f"TDM: {name} must be in [0, 1]; got {rate}")
+            require(self, name, 0 <= (getattr(self, name) or 0) <= 1, "be in [0, 1]")
         if self.merge == "match" and self.match_rate is not None and self.match_rate < 0.5:
             raise InputError(
                 "TDM: matching merges at most every second attentive token; expected match_rate "
                 f">= 0.5 or attentive_merge='cluster'; got match_rate={self.match_rate}"
             )
-        if self.neighbors is not None and self.neighbors < 1:
-            raise InputError(f"TDM: neighbors must be at least 1; got {self.neighbors}")
+        require(self, "neighbors", self.neighbors is None or self.neighbors >= 1, "be at least 1")
 
     @property
     def merge(self) -> str:

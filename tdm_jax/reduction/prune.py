@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, Reducer, ViTShape
 from tdm_jax.reduction.merger import Merger, TDMCounts
-from tdm_jax.reduction.schedules import ceil
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -53,9 +52,6 @@ class PruneReducer(StageReducer):
         way = dataclasses.replace(self, merger=self.merger.derived())
         return super(PruneReducer, way).warmed_up(share)
 
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return ceil(self.rate(stage) * n)
-
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         kept = super().stage_count(stage, n, shape)
         if self.merger is None or self._untouched(stage, n, kept):
@@ -91,17 +87,13 @@ class PruneReducer(StageReducer):
         """Multiply-adds of `keep`."""
         return 0
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         """Importance of each token: positive, higher is better."""
         raise NotImplementedError
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage, n = self.stage(context), state.count
-        score = self.score(state, context, attention)
+        score = self.score(state, context)
         kept = super().stage_count(stage, n, context.shape)
         if self.merger is not None:
             return self.merger(state, score, self._merged(stage, n, kept)[1])

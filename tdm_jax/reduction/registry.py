@@ -93,7 +93,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
     kind, merger = _parts(name)
     own = _settings(kind)
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: _tuples(value) for key, value in settings.items() if value is not None}
     arguments = {key: value for key, value in settings.items() if key in own}
     if merger is not None:
         of_merger = {key: value for key, value in settings.items() if key not in own}
@@ -142,6 +142,10 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
 def _changed(description: Any) -> dict[str, Any]:
     values = {f.name: (getattr(description, f.name), f) for f in dataclasses.fields(description)}
     return {name: value for name, (value, field) in values.items() if value != field.default}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,11 @@ def removals(r: int | tuple[int, ...], ramp: str, stages: int) -> tuple[int, ...
     return rising if ramp == "increasing" else rising[::-1]
 
 
+def falls(counts: tuple[int, ...]) -> bool:
+    """Whether counts are at least 1 and never rise."""
+    return list(counts) == sorted(counts, reverse=True) and min(counts, default=1) >= 1
+
+
 def ceil(value: float) -> int:
     """The ceiling, with 0.7 * 10 counted as 7 (TDM.md)."""
     return math.ceil(value - 1e-9)

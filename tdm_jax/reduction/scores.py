@@ -1,4 +1,4 @@
-"""How important a patch token is, as told by a block's attention.
+"""How important a patch token is, as seen in a block's attention.
 
 All scores are positive and sum to at most 1 over the tokens, so each can also weigh a merge.
 """
@@ -6,8 +6,7 @@ All scores are positive and sum to at most 1 over the tokens, so each can also w
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.contract import Attention, ViTShape
+from tdm_jax.reduction.contract import Attention
 
 
 def _class(attention: Attention) -> Float[Array, "b n"]:
@@ -39,14 +38,3 @@ def importance(score: str, attention: Attention) -> Float[Array, "b n"]:
       attention: the block's.
     """
     return SCORES[score](attention)
-
-
-def check_score(owner: str, score: str, shape: ViTShape | None = None) -> None:
-    """Raises InputError for an unknown score, or one that the transformer cannot give."""
-    if score not in SCORES:
-        raise unknown(f"{owner} score", score, SCORES)
-    if shape is not None and score == "class" and not shape.class_token:
-        raise InputError(
-            f"{owner}: score 'class' needs a class token and the model has none; "
-            "expected score='mean' or 'key_norm'"
-        )

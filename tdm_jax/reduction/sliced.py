@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Reducer, ViTShape, plan
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
@@ -27,9 +27,7 @@ class Sliced(Reducer):
     def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
         return _resize(state, plan(self, context.shape)[context.layer].attention)
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         return _resize(state, plan(self, context.shape)[context.layer].mlp)
 
     def after_block(self, state: TokenState, context: BlockContext) -> TokenState:

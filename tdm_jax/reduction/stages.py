@@ -4,11 +4,15 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Reducer, ViTShape
-from tdm_jax.reduction.schedules import RAMPS, removals
+from tdm_jax.reduction.contract import (
+    BlockContext,
+    BlockPlan,
+    Reducer,
+    ViTShape,
+    require,
+)
+from tdm_jax.reduction.schedules import RAMPS, ceil, falls, removals
 from tdm_jax.reduction.token_state import TokenState
 
 Layers = tuple[int, ...] | Literal["all"]
@@ -39,37 +43,27 @@ class StageReducer(Reducer):
 
     # Whether a stage stands before its block, or between the block's attention and MLP.
     before: ClassVar[bool] = False
+    # Whether keep rates multiply to a share of all patches, or each is one of what reaches a stage.
+    cumulative: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        name, layers = self.title, self.layers
+        layers = self.layers
         if layers != "all":
             ascending = isinstance(layers, tuple) and list(layers) == sorted(set(layers))
-            if not ascending or min(layers, default=0) < 0:
-                raise InputError(
-                    f"{name}: layers must be ascending block indices from 0, or 'all'; got {layers}"
-                )
+            ascending = ascending and min(layers, default=0) >= 0
+            require(self, "layers", ascending, "be ascending block indices from 0, or 'all'")
             self._check_lengths(len(layers))
-        for rate in self.rates:
-            if not 0 < rate <= 1:
-                raise InputError(f"{name}: keep_rate must be in (0, 1]; got {rate}")
+        require(self, "keep_rate", all(0 < rate <= 1 for rate in self.rates), "be in (0, 1]")
         if self.counts is not None and self.r is not None:
             raise InputError(
-                f"{name}: expected counts or r, not both; got counts={self.counts}, r={self.r}"
+                f"{self.title}: expected counts or r, not both; got counts={self.counts}, "
+                f"r={self.r}"
             )
-        if self.counts is not None and (
-            list(self.counts) != sorted(self.counts, reverse=True)
-            or min(self.counts, default=1) < 1
-        ):
-            raise InputError(
-                f"{name}: counts must be at least 1 and must not rise; got {self.counts}"
-            )
-        if self.r is not None and np.min(self.r, initial=0) < 0:
-            raise InputError(f"{name}: r must be at least 0; got {self.r}")
+        require(self, "counts", falls(self.counts or ()), "be at least 1 and must not rise")
+        require(self, "r", min(self._removed, default=0) >= 0, "be at least 0")
         if self.ramp not in RAMPS:
-            raise unknown(f"{name} ramp", self.ramp, RAMPS)
-        if self.round_to < 1:
-            raise InputError(f"{name}: round_to must be at least 1; got {self.round_to}")
+            raise unknown(f"{self.title} ramp", self.ramp, RAMPS)
+        require(self, "round_to", self.round_to >= 1, "be at least 1")
 
     def _check_lengths(self, stages: int) -> None:
         for field in ("keep_rate", "counts", "r"):
@@ -86,6 +80,10 @@ class StageReducer(Reducer):
         if isinstance(self.keep_rate, tuple):
             return self.keep_rate
         return (float(self.keep_rate),) * (1 if self.layers == "all" else len(self.layers))
+
+    @property
+    def _removed(self) -> tuple[int, ...]:
+        return self.r if isinstance(self.r, tuple) else (self.r or 0,)
 
     @property
     def by_rate(self) -> bool:
@@ -113,7 +111,7 @@ class StageReducer(Reducer):
         return dataclasses.replace(self, keep_rate=keep_rate)
 
     def cumulative_count(self, stage: int, patches: int) -> int:
-        """`floor(patches * k_0 * ... * k_stage)`: the count of methods that go by the start."""
+        """`floor(patches * k_0 * ... * k_stage)`."""
         rate = math.prod(self.rate(i) for i in range(stage + 1))
         return math.floor(patches * rate + 1e-9)
 
@@ -122,23 +120,21 @@ class StageReducer(Reducer):
         return tuple(range(shape.depth)) if self.layers == "all" else self.layers
 
     def check(self, shape: ViTShape) -> None:
-        name, layers = self.title, self.stages(shape)
-        if layers and layers[-1] >= shape.depth:
-            raise InputError(
-                f"{name}: layers {layers} must lie within the {shape.depth} "
-                f"blocks 0..{shape.depth - 1}; pass layers=(...)"
-            )
+        super().check(shape)
+        layers, patches = self.stages(shape), shape.patches
+        blocks = f"lie within the {shape.depth} blocks 0..{shape.depth - 1}"
+        require(self, "layers", max(layers, default=0) < shape.depth, blocks)
         self._check_lengths(len(layers))
-        if self.counts and self.counts[0] > shape.patches:
-            raise InputError(
-                f"{name}: counts must be at most the {shape.patches} patches; got {self.counts[0]}"
-            )
-        if self.r is not None and np.max(self.r, initial=0) >= shape.patches:
-            raise InputError(f"{name}: r must be below the {shape.patches} patches; got {self.r}")
+        fits = max(self.counts or (), default=0) <= patches
+        require(self, "counts", fits, f"be at most the {patches} patches")
+        fits = max(self._removed, default=0) < patches
+        require(self, "r", fits, f"be below the {patches} patches")
 
     def count(self, stage: int, n: int, patches: int) -> int:
         """Tokens that leave a stage by its keep rate, before rounding, of the n that reach it."""
-        raise NotImplementedError
+        if self.cumulative:
+            return self.cumulative_count(stage, patches)
+        return ceil(self.rate(stage) * n)
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         """Tokens that leave a stage of the n that reach it."""
@@ -157,13 +153,8 @@ class StageReducer(Reducer):
         m = self.stage_count(self.stages(shape).index(layer), n, shape)
         return BlockPlan(m if self.before else n, m, m)
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
-        """One stage that leaves fewer tokens than reach it.
-
-        `attention` is the block's own, None for a stage before its block.
-        """
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
+        """One stage that leaves fewer tokens than reach it."""
         raise NotImplementedError
 
     def stage(self, context: BlockContext) -> int:
@@ -179,12 +170,10 @@ class StageReducer(Reducer):
 
     def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
         if self.before and self.reduces(state, context):
-            return self.reduce(state, context, None)
+            return self.reduce(state, context)
         return state
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         if not self.before and self.reduces(state, context):
-            return self.reduce(state, context, attention)
+            return self.reduce(state, context)
         return state

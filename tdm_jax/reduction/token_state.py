@@ -159,3 +159,8 @@ class TokenState:
             size=jnp.pad(self.size, ((0, 0), (0, 1))),
             kind=jnp.pad(self.kind, ((0, 0), (0, 1)), constant_values=kind),
         )
+
+
+def with_fused(kind: Int[Array, "b n"]) -> Int[Array, "b m"]:
+    """The kinds of tokens with a fused one behind them."""
+    return jnp.pad(kind, ((0, 0), (0, 1)), constant_values=TokenKind.FUSED)

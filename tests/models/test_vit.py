@@ -205,7 +205,7 @@ def test_one_trace_for_each_shape(params):
         ({"reducer": "tdn"}, "unknown reducer 'tdn'; did you mean 'tdm'"),
         ({"reducer": "tdm", "keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0.0"),
         ({"reducer": "tdm", "keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1.5"),
-        ({"reducer": "tdm", "layers": (1, 4)}, r"layers \(1, 4\) must lie within the 4 blocks"),
+        ({"reducer": "tdm", "layers": (1, 4)}, "layers must lie within the 4 blocks"),
         ({"reducer": "tdm", "layers": (2, 1)}, "layers must be ascending"),
         ({"reducer": "topk", "class_token": False}, "needs a class token and the model has none"),
         ({"reducer": "none", "keep_rate": 0.5}, "'none'"),

@@ -167,7 +167,7 @@ class Drive:
             weight = self.reducer.key_weight(state, context)
             assert weight is None or weight.shape == (tokens.shape[0], sees)
             view = AttentionView(q, k, v, q[:, 0], None, state.prefix.shape[1])
-            state = self.reducer.after_attention(state, context, view)
+            state = self.reducer.after_attention(state, context.replace(attention=view))
             state = self.reducer.after_block(state, context)
         return self.reducer.finish(state, self.shape)
 

@@ -94,8 +94,8 @@ def test_bad_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": (2, 4)}, r"within the 4 blocks 0\.\.3; pass layers"),
-        ({"layers": (1,), "counts": (101,)}, "at most the 100 patches; got 101"),
+        ({"layers": (2, 4)}, r"within the 4 blocks 0\.\.3; got \(2, 4\)"),
+        ({"layers": (1,), "counts": (101,)}, r"at most the 100 patches; got \(101,\)"),
         ({"layers": (1,), "r": 100}, "r must be below the 100 patches; got 100"),
         ({"layers": "all", "counts": (50, 40)}, "one number for each of the 4 layers; got 2"),
     ],
@@ -124,8 +124,8 @@ STAGED = [name for name in list_reducers() if isinstance(make_reducer(name), Sta
         ({"keep_rate": 0.0}, r"keep_rate must be in \(0, 1\]; got 0\.0"),
         ({"keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1\.5"),
         ({"layers": (2, 1)}, r"ascending block indices from 0, or 'all'; got \(2, 1\)"),
-        ({"layers": (1, 4)}, r"layers \(1, 4\) must lie within the 4 blocks"),
-        ({"layers": (1,), "counts": (101,)}, "at most the 100 patches; got 101"),
+        ({"layers": (1, 4)}, r"layers must lie within the 4 blocks 0\.\.3; got \(1, 4\)"),
+        ({"layers": (1,), "counts": (101,)}, r"at most the 100 patches; got \(101,\)"),
     ],
 )
 def test_every_method_refuses_a_bad_schedule_before_it_runs(name, settings, message):

@@ -18,15 +18,15 @@ highest score; the others are clustered. No slot is empty.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, Probe, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, Probe, Reducer, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
@@ -41,15 +41,8 @@ class ATS(PruneReducer):
       counts: slots of each stage; None for as many as there are points.
     """
 
-    def check(self, shape: ViTShape) -> None:
-        super().check(shape)
-        if not shape.class_token:
-            raise InputError(
-                "ATS scores by class attention: expected a class token; the model has none"
-            )
-
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return self.cumulative_count(stage, patches)
+    cumulative: ClassVar[bool] = True
+    needs_class_token: ClassVar[bool] = True
 
     @property
     def adaptive(self) -> bool:
@@ -66,12 +59,10 @@ class ATS(PruneReducer):
         # Squares of the values; attention times norm in each head.
         return n * shape.width + n * shape.num_heads
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
-        values = attention.values().astype(jnp.float32)
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
+        values = context.attention.values().astype(jnp.float32)
         norm = jnp.sqrt((values * values).sum(axis=-1))
-        score = jnp.einsum("bhn,bnh->bn", attention.class_row(), norm)
+        score = jnp.einsum("bhn,bnh->bn", context.attention.class_row(), norm)
         if state.valid is not None:
             score = score * state.valid
         return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
@@ -93,11 +84,9 @@ class ATS(PruneReducer):
     def reduces(self, state: TokenState, context: BlockContext) -> bool:
         return super().reduces(state, context) or self._samples(context.layer, context.shape)
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage = self.stage(context)
-        score = self.score(state, context, attention)
+        score = self.score(state, context)
         slots = StageReducer.stage_count(self, stage, state.count, context.shape)
         if self.merger is not None:
             counts = self._merged(stage, state.count, slots)[1]

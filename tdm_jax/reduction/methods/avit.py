@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, BlockPlan, Probe, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Probe, Reducer, ViTShape, require
+from tdm_jax.reduction.schedules import falls
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -55,29 +55,19 @@ class AViT(Reducer):
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale <= 0 or not 0 < self.eps < 1:
-            raise InputError(
-                f"AViT: expected scale > 0 and eps in (0, 1); got {self.scale} and {self.eps}"
-            )
-        if not 0 <= self.prior_depth <= 1:
-            raise InputError(f"AViT: prior_depth must be in [0, 1]; got {self.prior_depth}")
-        counts = self.counts or ()
-        if list(counts) != sorted(counts, reverse=True) or min(counts, default=1) < 1:
-            raise InputError(f"AViT: counts must be at least 1 and must not rise; got {counts}")
+        require(self, "scale", self.scale > 0, "be above 0")
+        require(self, "eps", 0 < self.eps < 1, "be in (0, 1)")
+        require(self, "prior_depth", 0 <= self.prior_depth <= 1, "be in [0, 1]")
+        require(self, "counts", falls(self.counts or ()), "be at least 1 and must not rise")
 
     def check(self, shape: ViTShape) -> None:
         if self.counts is None:
             return
-        if len(self.counts) != shape.depth - 1:
-            raise InputError(
-                f"AViT: counts must have one number for each of the {shape.depth - 1} blocks "
-                f"before the last; got {len(self.counts)}"
-            )
-        if max(self.counts, default=0) > shape.patches:
-            raise InputError(
-                f"AViT: counts must be at most the {shape.patches} patches; got {self.counts[0]}"
-            )
+        before = shape.depth - 1
+        each = f"have one number for each of the {before} blocks before the last"
+        require(self, "counts", len(self.counts) == before, each)
+        fits = max(self.counts, default=0) <= shape.patches
+        require(self, "counts", fits, f"be at most the {shape.patches} patches")
 
     @property
     def adaptive(self) -> bool:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError, unknown
+from tdm_jax.errors import unknown
 from tdm_jax.reduction.cluster import ClusterReducer
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
 from tdm_jax.reduction.density_peaks import density_peaks, density_peaks_macs
 from tdm_jax.reduction.original_weights import import_stages, stage_name
 from tdm_jax.reduction.token_state import TokenKind, TokenState
@@ -41,17 +41,14 @@ class DPCKNN(ClusterReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbors < 1:
-            raise InputError(f"DPCKNN: neighbors must be at least 1; got {self.neighbors}")
+        require(self, "neighbors", self.neighbors >= 1, "be at least 1")
         if self.weight not in WEIGHTS:
             raise unknown("DPCKNN weight", self.weight, WEIGHTS)
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         return density_peaks_macs(n, shape.width) if self.acts(layer, n, shape) else 0
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         count = self.stage_count(self.stage(context), state.count, context.shape)
         peaks = density_peaks(state.tokens, count, self.neighbors)
         merged = state.merge([peaks], self.weigh(state, context))

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
 from tdm_jax.reduction.learned import (
     LearnedPruner,
     gumbel_keep,
@@ -107,9 +107,6 @@ class DynamicViT(LearnedPruner):
         if shape.width < 4:
             raise InputError(f"DynamicViT needs a width of at least 4; got {shape.width}")
 
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return self.cumulative_count(stage, patches)
-
     def init(self, key: Array, shape: ViTShape) -> Weights:
         tokens, there = jnp.zeros((1, 1, shape.width)), jnp.ones((1, 1))
         return {
@@ -127,9 +124,7 @@ class DynamicViT(LearnedPruner):
         weights = context.weights[stage_name(self.stage(context))]
         return Predictor(parent=None).apply({"params": weights}, state.tokens, still_there(state))
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         return jnp.exp(self._predict(state, context)[..., 0])
 
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:

@@ -16,8 +16,7 @@ from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import ViTShape
 from tdm_jax.reduction.methods.topk import TopK
-from tdm_jax.reduction.schedules import ceil
-from tdm_jax.reduction.token_state import TokenKind, TokenState
+from tdm_jax.reduction.token_state import TokenState, with_fused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class EViT(TopK):
     """Keeps `ceil(keep_rate * n)` attentive tokens and fuses the others into one."""
 
     def count(self, stage: int, n: int, patches: int) -> int:
-        kept = ceil(self.rate(stage) * n)
+        kept = super().count(stage, n, patches)
         # With nothing, or a single token, left over there is nothing to fuse.
         return kept + 1 if kept < n and self.merger is None else kept
 
@@ -46,11 +45,5 @@ class EViT(TopK):
         return state.replace_tokens(
             jnp.concatenate([gather_tokens(state.tokens, index), fused], axis=1),
             jnp.where(place < 0, count - 1, place),
-            jnp.concatenate(
-                [
-                    gather_tokens(state.kind, index),
-                    jnp.full_like(state.kind[:, :1], TokenKind.FUSED),
-                ],
-                axis=1,
-            ),
+            with_fused(gather_tokens(state.kind, index)),
         )

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.ops.gathering import gather_tokens
-from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, ViTShape
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, ViTShape, require
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.stages import Layers
 from tdm_jax.reduction.token_state import TokenState
@@ -50,21 +50,17 @@ class EvoViT(PruneReducer):
     head: str = "mean"
 
     before: ClassVar[bool] = True
+    needs_class_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head not in HEADS:
             raise unknown("EvoViT head", self.head, HEADS)
         each = self.tradeoff if isinstance(self.tradeoff, tuple) else (self.tradeoff,)
-        if not all(0 <= t <= 1 for t in each):
-            raise InputError(f"EvoViT: tradeoff must be in [0, 1]; got {self.tradeoff}")
+        require(self, "tradeoff", all(0 <= t <= 1 for t in each), "be in [0, 1]")
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
-        if not shape.class_token:
-            raise InputError(
-                "EvoViT scores by class attention: expected a class token; the model has none"
-            )
         if self.stages(shape)[:1] == (0,):
             raise InputError(
                 "EvoViT: before block 0 there is no class attention yet; expected layers from 1; "
@@ -93,21 +89,15 @@ class EvoViT(PruneReducer):
         # The two products of the running average.
         return stage + (2 * self.block_plan(layer, n, shape).attention if layer else 0)
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         return state.carry["attention"]
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
-        chosen = super().reduce(state, context, attention)
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
+        chosen = super().reduce(state, context)
         return chosen.replace(carry={**state.carry, "home": state.tokens, "start": chosen.tokens})
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
-        new = attention.class_row().sum(axis=1) / jnp.maximum(state.size, 1.0)
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
+        new = context.attention.class_row().sum(axis=1) / jnp.maximum(state.size, 1.0)
         # Per patch, wherever its token stands now; those that wait keep what they had.
         new = gather_tokens(new, jnp.maximum(state.assign, 0))
         if "attention" in state.carry:

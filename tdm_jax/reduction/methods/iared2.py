@@ -24,15 +24,14 @@ follow `0.8 I + 0.2 (1 - I)`, so that a policy that is sure of itself still expl
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
 from tdm_jax.reduction.learned import (
     LearnedPruner,
     mask_tokens,
@@ -55,6 +54,8 @@ class IARED2(LearnedPruner):
       policy_weight: of the policy's loss.
     """
 
+    needs_class_token: ClassVar[bool] = True
+
     layers: Layers = (0, 4, 8)
     penalty: float = 0.5
     exploration: float = 0.2
@@ -62,16 +63,7 @@ class IARED2(LearnedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.exploration < 0.5:
-            raise InputError(f"IARED2: exploration must be in [0, 0.5); got {self.exploration}")
-
-    def check(self, shape: ViTShape) -> None:
-        super().check(shape)
-        if not shape.class_token:
-            raise InputError("IARED2 judges tokens by the class token; got a model without one")
-
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return self.cumulative_count(stage, patches)
+        require(self, "exploration", 0 <= self.exploration < 0.5, "be in [0, 0.5)")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         # Wide enough for the judgements of fresh interpreters to differ.
@@ -98,9 +90,7 @@ class IARED2(LearnedPruner):
         # Two linear maps, the products, and the mean over heads.
         return (n + 1) * d * d + n * d + n
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         weights, heads = context.weights[stage_name(self.stage(context))], context.shape.num_heads
 
         def project(x: Array, part: str) -> Array:
@@ -115,7 +105,7 @@ class IARED2(LearnedPruner):
 
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
         # The reward, not the schedule, says how many stay in training.
-        there, score = still_there(state), self.score(state, context, None)
+        there, score = still_there(state), self.score(state, context)
         probability = score + self.exploration * (1 - 2 * score)
         stays = jax.random.bernoulli(training_key(self, context), probability)
         drawn = jnp.log(jnp.where(stays, probability, 1 - probability))

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdm_jax.errors import InputError
 from tdm_jax.ops.distances import nearest, pairwise_distance
 from tdm_jax.ops.gathering import gather_tokens, one_hot
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.cluster import ClusterReducer, clustered
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape
+from tdm_jax.reduction.contract import BlockContext, ViTShape, require
 from tdm_jax.reduction.token_state import TokenState
 
 _RECEIVED = "kmedoids/received"
@@ -40,13 +39,9 @@ class KMedoids(ClusterReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 0:
-            raise InputError(f"KMedoids: iterations must be at least 0; got {self.iterations}")
-        if self.layers[:1] == (0,):
-            raise InputError(
-                f"KMedoids weighs tokens by the attention of the block before; expected layers "
-                f"from 1; got {self.layers}"
-            )
+        require(self, "iterations", self.iterations >= 0, "be at least 0")
+        first = "begin at 1: tokens are weighed by the attention of the block before"
+        require(self, "layers", self.layers[:1] != (0,), first)
 
     def stages(self, shape: ViTShape) -> tuple[int, ...]:
         # Before block 0 there is no attention to weigh by.
@@ -57,16 +52,12 @@ class KMedoids(ClusterReducer):
         # Distances count nothing; the weights times the sums of distances do, in every round.
         return self.iterations * n if self.acts(layer, n, shape) else 0
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         if context.layer + 1 not in self.stages(context.shape):
             return state
-        return state.replace(carry={**state.carry, _RECEIVED: attention.received()})
+        return state.replace(carry={**state.carry, _RECEIVED: context.attention.received()})
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         count = self.stage_count(self.stage(context), state.count, context.shape)
         carry = dict(state.carry)
         weight = carry.pop(_RECEIVED)

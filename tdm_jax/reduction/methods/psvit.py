@@ -17,13 +17,21 @@ rank until the error is within it; its fine-tuning of each block in between is l
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import Attention, BlockContext, BlockPlan, Probe, Reducer, ViTShape
+from tdm_jax.reduction.contract import (
+    BlockContext,
+    BlockPlan,
+    Probe,
+    Reducer,
+    ViTShape,
+    require,
+)
 from tdm_jax.reduction.token_state import TokenState
 
 Sets = tuple[tuple[int, ...], ...]
@@ -41,13 +49,13 @@ class PSViT(Reducer):
       tolerance: largest relative change of a block's useful output in the calibration.
     """
 
+    needs_class_token: ClassVar[bool] = True
+
     sets: Sets | None = None
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.tolerance < 1:
-            raise InputError(f"PSViT: tolerance must be in [0, 1); got {self.tolerance}")
+        require(self, "tolerance", 0 <= self.tolerance < 1, "be in [0, 1)")
         outer = None
         for i, kept in enumerate(self.sets or ()):
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0:
@@ -62,10 +70,7 @@ class PSViT(Reducer):
             outer = set(kept)
 
     def check(self, shape: ViTShape) -> None:
-        if not shape.class_token:
-            raise InputError(
-                "PSViT goes by the class token's output: expected one; the model has none"
-            )
+        super().check(shape)
         if self.sets is None:
             return
         if len(self.sets) != shape.depth + 1:
@@ -96,9 +101,7 @@ class PSViT(Reducer):
             return state
         return _gather(state, tuple(range(state.count)), self.sets[0])
 
-    def after_attention(
-        self, state: TokenState, context: BlockContext, attention: Attention
-    ) -> TokenState:
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         if self.sets is None:
             return state
         return _gather(state, self.sets[context.layer], self.sets[context.layer + 1])

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.contract import Attention, BlockContext
+from tdm_jax.reduction.contract import BlockContext
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -25,9 +25,7 @@ class Random(PruneReducer):
 
     seed: int = 0
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         key = context.key
         if key is None:
             key = jax.random.fold_in(jax.random.key(self.seed), context.layer)

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError
 from tdm_jax.ops.distances import unit
 from tdm_jax.reduction.cluster import SoftClusterReducer
-from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.contract import ViTShape, require
 
 
 class Transport(nn.Module):
@@ -57,10 +56,8 @@ class Sinkhorn(SoftClusterReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eps <= 0:
-            raise InputError(f"Sinkhorn: eps must be above 0; got {self.eps}")
-        if self.iterations < 1:
-            raise InputError(f"Sinkhorn: iterations must be at least 1; got {self.iterations}")
+        require(self, "eps", self.eps > 0, "be above 0")
+        require(self, "iterations", self.iterations >= 1, "be at least 1")
 
     def pooling(self, clusters: int) -> nn.Module:
         return Transport(clusters, self.eps, self.iterations)

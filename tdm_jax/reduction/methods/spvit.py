@@ -24,17 +24,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.merging import weighted_mean
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
 from tdm_jax.reduction.learned import gumbel_keep, recorded, still_there, training_key
 from tdm_jax.reduction.methods.dyvit import ORIGINAL, DynamicViT, Predictor, predictor_macs
 from tdm_jax.reduction.original_weights import import_stages, stage_name
-from tdm_jax.reduction.token_state import TokenKind, TokenState
+from tdm_jax.reduction.token_state import TokenState, with_fused
 
 
 class HeadScorer(nn.Module):
@@ -154,23 +154,19 @@ class SPViT(DynamicViT):
     def _scorer(self, shape: ViTShape) -> HeadScorer:
         return HeadScorer(shape.num_heads, self.gate, parent=None)
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         weights = context.weights[stage_name(self.stage(context))]
         scorer = self._scorer(context.shape)
         return scorer.apply({"params": weights}, state.tokens, still_there(state))
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         if self.merger is not None:
-            return super().reduce(state, context, attention)
+            return super().reduce(state, context)
         stage, n = self.stage(context), state.count
         packages = self.packages(stage, context.shape)
         own, total = n - packages, self.stage_count(stage, n, context.shape)
         kept = total - packages - 1
-        score = self.score(state, context, attention)[:, :own]
+        score = self.score(state, context)[:, :own]
         index = argtopk(score, kept)
         place = inverse_index(index, own)
         tokens = state.tokens[:, :own]
@@ -179,7 +175,7 @@ class SPViT(DynamicViT):
         return state.replace_tokens(
             jnp.concatenate([gather_tokens(tokens, index), state.tokens[:, own:], package], axis=1),
             jnp.concatenate([jnp.where(place < 0, total - 1, place), older], axis=1),
-            _with_package(
+            with_fused(
                 jnp.concatenate([gather_tokens(state.kind, index), state.kind[:, own:]], axis=1)
             ),
         )
@@ -187,7 +183,7 @@ class SPViT(DynamicViT):
     def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
         n, own = state.count, context.shape.patches
         there, tokens = still_there(state), state.tokens[:, :own]
-        score = self.score(state, context, None)[:, :own]
+        score = self.score(state, context)[:, :own]
         odds = jnp.log(jnp.clip(jnp.stack([score, 1 - score], axis=-1), 1e-6))
         keep = gumbel_keep(training_key(self, context), odds) * there[:, :own]
         dropped = there[:, :own] - keep
@@ -201,11 +197,7 @@ class SPViT(DynamicViT):
         state = state.replace_tokens(
             jnp.concatenate([state.tokens, package], axis=1),
             jnp.concatenate([moved, slots[:, own:]], axis=1),
-            _with_package(state.kind),
+            with_fused(state.kind),
             valid=jnp.concatenate([keep, there[:, own:], exists], axis=1),
         )
         return recorded(state, "excess", keep.mean(axis=1) - share)
-
-
-def _with_package(kind: Int[Array, "b n"]) -> Int[Array, "b m"]:
-    return jnp.concatenate([kind, jnp.full_like(kind[:, :1], TokenKind.FUSED)], axis=1)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, Weights
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
 from tdm_jax.reduction.learned import training_key
 from tdm_jax.reduction.original_weights import stage_name
 from tdm_jax.reduction.prune import PruneReducer
@@ -45,8 +45,7 @@ class SViTE(PruneReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise InputError(f"SViTE: temperature must be positive; got {self.temperature}")
+        require(self, "temperature", self.temperature > 0, "be positive")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         draw = jax.nn.initializers.truncated_normal(0.02)
@@ -72,9 +71,7 @@ class SViTE(PruneReducer):
     def score_macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         own = context.weights[stage_name(self.stage(context))]
         score = state.tokens.astype(jnp.float32) @ own["kernel"] + own["bias"]
         score = jax.nn.log_softmax(score[..., 0])
@@ -83,12 +80,10 @@ class SViTE(PruneReducer):
             score = (score + noise) / self.temperature
         return jax.nn.softmax(score)
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         if not context.train or self.merger is not None:
-            return super().reduce(state, context, attention)
-        score = self.score(state, context, attention)
+            return super().reduce(state, context)
+        score = self.score(state, context)
         index = argtopk(score, self.stage_count(self.stage(context), state.count, context.shape))
         soft = gather_tokens(score, index)
         one = 1 + (soft - jax.lax.stop_gradient(soft))

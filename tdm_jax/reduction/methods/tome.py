@@ -27,8 +27,8 @@ from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape, plan
-from tdm_jax.reduction.schedules import ceil, removals
+from tdm_jax.reduction.contract import BlockContext, ViTShape, plan
+from tdm_jax.reduction.schedules import removals
 from tdm_jax.reduction.stages import Layers, StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -51,9 +51,6 @@ class ToMe(StageReducer):
             raise InputError(
                 f"ToMe: r must be at most half of the {shape.patches} patches; got {most}"
             )
-
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return ceil(self.rate(stage) * n)
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         if self.by_rate and not isinstance(self.keep_rate, tuple):
@@ -81,13 +78,11 @@ class ToMe(StageReducer):
         ones = jnp.ones(state.prefix.shape[:2], state.size.dtype)
         return jnp.concatenate([ones, state.size], axis=1)
 
-    def reduce(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> TokenState:
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         n, prefix = state.count, context.shape.prefix
         merging = n - self.stage_count(self.stage(context), n, context.shape)
         a, b = prefix % 2, 1 - prefix % 2  # where they begin; then every second token
-        metric = attention.keys().astype(jnp.float32).mean(axis=2)
+        metric = context.attention.keys().astype(jnp.float32).mean(axis=2)
         similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
         _, sources, others = similarity.shape
         rank = inverse_index(argtopk(similarity.max(axis=-1), sources), sources)

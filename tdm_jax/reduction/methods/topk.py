@@ -9,9 +9,10 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.contract import Attention, BlockContext, ViTShape
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.scores import check_score, importance
+from tdm_jax.reduction.scores import SCORES, importance
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -33,17 +34,20 @@ class TopK(PruneReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_score(self.title, self.importance)
+        if self.importance not in SCORES:
+            raise unknown(f"{self.title} importance", self.importance, SCORES)
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
-        check_score(self.title, self.importance, shape)
+        if self.importance == "class" and not shape.class_token:
+            raise InputError(
+                f"{self.title}: importance 'class' needs a class token and the model has none; "
+                "expected importance='mean' or 'key_norm'"
+            )
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
         # The mean over heads; over heads and queries; or the squares of the keys.
         return {"class": n, "mean": n, "key_norm": n * shape.width}[self.importance]
 
-    def score(
-        self, state: TokenState, context: BlockContext, attention: Attention | None
-    ) -> Float[Array, "b n"]:
-        return importance(self.importance, attention)
+    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
+        return importance(self.importance, context.attention)

@@ -156,12 +156,12 @@ def test_center_follows_the_width():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 0.0}, "expected scale > 0"),
-        ({"eps": 1.0}, r"eps in \(0, 1\)"),
+        ({"scale": 0.0}, "scale must be above 0; got 0"),
+        ({"eps": 1.0}, r"eps must be in \(0, 1\); got 1"),
         ({"prior_depth": 8.0}, r"prior_depth must be in \[0, 1\]; got 8"),
         ({"counts": (3, 4, 5)}, "must not rise"),
-        ({"counts": (3, 2)}, "3 blocks before the last; got 2"),
-        ({"counts": (13, 2, 1)}, "at most the 12 patches; got 13"),
+        ({"counts": (3, 2)}, r"3 blocks before the last; got \(3, 2\)"),
+        ({"counts": (13, 2, 1)}, r"at most the 12 patches; got \(13, 2, 1\)"),
     ],
 )
 def test_bad_settings(settings, message):

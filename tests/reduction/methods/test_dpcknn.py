@@ -25,7 +25,7 @@ def test_a_cluster_is_the_mean_of_its_tokens_or_of_their_patches():
     context = BlockContext(layer=1, shape=ViTShape((1, 3), 2, 1, 1, 0), train=False, weights={})
     for weight, near in (("uniform", 0.05), ("size", 0.075)):
         reducer = make_reducer("dpcknn", counts=(2,), layers=(1,), weight=weight)
-        after = reducer.reduce(state, context, None)
+        after = reducer.reduce(state, context)
         np.testing.assert_allclose(np.sort(after.tokens[0, :, 0]), [near, 1.0], rtol=1e-6)
         np.testing.assert_allclose(np.sort(after.size[0]), [2, 4])
 
@@ -44,7 +44,7 @@ def test_a_learned_score_weighs_by_its_exponential():
     context = BlockContext(
         layer=1, shape=ViTShape((1, 3), 2, 2, 1, 0), train=False, weights=weights
     )
-    after = np.asarray(reducer.reduce(state, context, None).tokens[0])
+    after = np.asarray(reducer.reduce(state, context).tokens[0])
     a, b = np.exp(0.5), 3 * np.exp(1.5)
     expected = (a * np.array([0.0, 0.1]) + b * np.array([0.1, 0.3])) / (a + b)
     np.testing.assert_allclose(after[np.argsort(after[:, 0])], [expected, [1.0, 0.0]], rtol=1e-6)

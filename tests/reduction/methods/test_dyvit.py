@@ -79,7 +79,7 @@ class MasksTheLowest(DynamicViT):
     """Masks in training what inference would drop."""
 
     def mask(self, state, context, share):
-        score = self.score(state, context, None)
+        score = self.score(state, context)
         if state.valid is not None:
             score = jnp.where(state.valid > 0, score, -1.0)
         kept = round(share * context.shape.patches)

@@ -76,13 +76,13 @@ def test_what_waits_comes_back_as_it_was(start):
 def test_global_attention_averages_where_a_patch_is_updated(start):
     reducer = EvoViT(keep_rate=0.25, layers=(2, 4), tradeoff=(0.5, 0.5, 0.25, 0.5, 0.5, 0.5))
     first = reducer.after_attention(
-        start.replace(carry={}), context(0), Row(np.full((2, 2, 12), 0.1))
+        start.replace(carry={}), context(0).replace(attention=Row(np.full((2, 2, 12), 0.1)))
     )
     np.testing.assert_allclose(first.carry["attention"], np.full((2, 12), 0.2), rtol=1e-6)
 
     stage = reducer.before_block(start, context(2))
     row = np.stack([np.full((2, 3), 0.3), np.full((2, 3), 0.1)], axis=1)  # two heads
-    after = reducer.after_attention(stage, context(2), Row(row))
+    after = reducer.after_attention(stage, context(2).replace(attention=Row(row)))
     expected = np.array(start.carry["attention"])
     expected[:, :3] = 0.75 * expected[:, :3] + 0.25 * 0.4
     np.testing.assert_allclose(after.carry["attention"], expected, rtol=1e-6)

@@ -154,7 +154,7 @@ def test_weights_come_by_name():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="class token; got a model without one"):
+    with pytest.raises(InputError, match="expected a class token"):
         REDUCER.check(ViTShape(grid=(2, 2), depth=3, width=8, num_heads=2, class_token=False))
     with pytest.raises(InputError, match=r"exploration must be in \[0, 0.5\); got 0.5"):
         IARED2(exploration=0.5)

@@ -36,7 +36,7 @@ def test_against_the_reference(iterations):
 
 
 def test_bad_settings():
-    with pytest.raises(InputError, match=r"expected layers from 1; got \(0, 3\)"):
+    with pytest.raises(InputError, match=r"layers must begin at 1: .*; got \(0, 3\)"):
         make_reducer("kmedoids", layers=(0, 3))
     with pytest.raises(InputError, match="iterations must be at least 0; got -1"):
         make_reducer("kmedoids", iterations=-1)

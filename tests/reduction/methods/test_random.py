@@ -15,7 +15,7 @@ def drawn(key=None, seed=0, layer=1):
     state = TokenState.start(jnp.zeros((3, 1, 4)), jnp.zeros((3, 40, 4)))
     reducer = make_reducer("random", keep_rate=0.5, layers=(1, 2), seed=seed)
     context = BlockContext(layer=layer, shape=SHAPE, train=False, weights={}, key=key)
-    return np.asarray(reducer.reduce(state, context, None).assign >= 0)
+    return np.asarray(reducer.reduce(state, context).assign >= 0)
 
 
 def test_draws_follow_the_key_or_the_seed():

@@ -54,9 +54,9 @@ def test_any_prefix_against_the_reference(prefix):
     state = TokenState.start(jnp.zeros((2, prefix, 6)), jnp.array(tokens, jnp.float32))
     state = state.replace(size=jnp.array(size, jnp.float32))
     shape = ViTShape((1, 11), 1, 6, 2, prefix, class_token=prefix > 0)
-    context = BlockContext(layer=0, shape=shape, train=False, weights={})
     view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v, q[:, 0])), None, prefix)
-    after = jax.jit(lambda s: ToMe(r=4).reduce(s, context, view))(state)
+    context = BlockContext(layer=0, shape=shape, train=False, weights={}, attention=view)
+    after = jax.jit(lambda s: ToMe(r=4).reduce(s, context))(state)
     for image in range(2):
         metric = k[image, prefix:].mean(1)
         expected, sizes = reference(tokens[image], size[image], metric, 4, prefix)
