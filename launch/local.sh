@@ -18,7 +18,7 @@ forward() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
 trap 'forward TERM' TERM INT
 for ((process = 0; process < count; process++)); do
   "${PYTHON:-python3}" -m tdm_jax.train "$@" \
-    --coordinator="127.0.0.1:$port" --processes="$count" --process="$process" &
+    --coordinator_address="127.0.0.1:$port" --num_processes="$count" --process_id="$process" &
   pids+=($!)
 done
 

@@ -32,5 +32,5 @@ git archive --format=tar.gz -o "$archive" HEAD
 gcloud compute tpus tpu-vm scp "$archive" "$name:tdm_jax.tgz" "${where[@]}" --worker=all
 on_all "mkdir -p tdm_jax && tar xzf tdm_jax.tgz -C tdm_jax && cd tdm_jax && pip install -q -e '.[tpu]'"
 on_all "sudo mkdir -p /mnt/tdm && { mountpoint -q /mnt/tdm || sudo mount -t nfs $NFS /mnt/tdm; }"
-printf -v given '%q ' "$@"
-on_all "cd tdm_jax && python3 -m tdm_jax.train --distributed --workdir=/mnt/tdm/runs/$name $given"
+printf -v arguments '%q ' "$@"
+on_all "cd tdm_jax && python3 -m tdm_jax.train --distributed --workdir=/mnt/tdm/runs/$name $arguments"

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tdm_jax.train import train_and_evaluate
+from tdm_jax.errors import InputError
+from tdm_jax.parallel import distributed
+from tdm_jax.training.loop import train_and_evaluate
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,12 +50,18 @@ def test_two_processes_train_as_one(tmp_path):
     assert together["top1"] == pytest.approx(result["top1"], abs=0.5)
 
 
-def test_incomplete_flags_are_refused():
-    done = subprocess.run(
-        [sys.executable, "-m", "tdm_jax.train", "--config=configs/digits.py", "--workdir=/nowhere",
-         "--coordinator=127.0.0.1:1"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "expected --coordinator, --processes and --process together" in done.stderr
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"coordinator_address": "127.0.0.1:1"}, "num_processes and process_id together; got 127"),
+        ({"num_processes": 2, "process_id": 0}, "together; got None, 2 and 0"),
+        (
+            {"coordinator_address": "127.0.0.1:1", "num_processes": 2, "process_id": 2},
+            "process_id must be below 2; got 2",
+        ),
+    ],
+)
+def test_an_incomplete_place_is_refused(place, message):
+    with pytest.raises(InputError, match=message):
+        distributed.initialize(**place)
+    distributed.initialize()  # alone: nothing to join

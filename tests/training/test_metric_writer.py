@@ -1,8 +1,10 @@
+import itertools
 import json
 
 import pytest
 from etils import epath
 
+from tdm_jax.training import metric_writer
 from tdm_jax.training.metric_writer import Progress
 
 
@@ -51,6 +53,34 @@ def test_only_the_last_evaluation_is_done_again(interrupted):
     assert steps_of(interrupted) == [2, 4, 6, 6]
     progress(interrupted, start=6, steps=6).close()
     assert steps_of(interrupted) == [2, 4, 6]
+
+
+def test_a_store_is_written_now_and_then(tmp_path, monkeypatch):
+    """It cannot append: what is written must not grow with the square of the lines."""
+    written = []
+
+    def write(path, text):
+        written.append(len(text))
+        path.write_text(text)
+
+    monkeypatch.setattr(metric_writer, "is_remote", lambda path: True)
+    monkeypatch.setattr(metric_writer, "write_whole", write)
+    clock = itertools.count()
+    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: next(clock) / 10)
+    report = progress(tmp_path, steps=1000)
+    for step in range(1, 1001):
+        report.train(step, {"loss": 1.0 / step}, 0.7)
+        if step == 500:
+            report.evaluation(step, {"top1": 50.0})
+            report.flush(step)
+            assert steps_of(tmp_path) == [*range(1, 501), 500]
+    report.close()
+    assert steps_of(tmp_path) == [*range(1, 501), 500, *range(501, 1001)]
+    # Every sixty seconds, at the flush and at the end, rather than a thousand times.
+    assert len(written) < 8
+    assert sum(written) < 5 * written[-1]
+    progress(tmp_path, start=1000, steps=1000).close()
+    assert written[-1] == written[-2]
 
 
 def test_further_processes_are_silent(tmp_path, capfd):
