@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -117,7 +118,7 @@ class TokenState:
         return self.replace(
             tokens=tokens.astype(self.tokens.dtype),
             assign=jnp.where(alive, moved, -1),
-            size=jnp.einsum("bn,bnm->bm", self.size, joined),
+            size=jnp.einsum("bn,bnm->bm", self.size, joined, precision=jax.lax.Precision.HIGHEST),
             kind=kind,
             valid=valid,
             dropped_values=dropped_values,

@@ -8,7 +8,6 @@ import pytest
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
-from tdm_jax.ops import class_row
 from tdm_jax.reduction import ViTShape
 from tdm_jax.reduction.scores import importance
 
@@ -35,18 +34,6 @@ def test_scores_against_the_whole_attention_map():
     np.testing.assert_allclose(
         importance("key_norm", view), norm / norm.sum(1, keepdims=True), rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("form", [class_row.by_heads, class_row.by_channels])
-def test_both_forms_of_the_class_tokens_row(form):
-    # Each platform has one of them.
-    q, k = np.random.default_rng(0).standard_normal((2, 3, 7, 2, 4)).astype(np.float32)
-    expected = np.einsum("bhk,bthk->bht", q[:, 0], k)
-    found = form(jnp.array(q[:, 0]), jnp.array(k))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    found = form(jnp.array(q[:, 0], jnp.bfloat16), jnp.array(k, jnp.bfloat16))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_ties_go_to_the_lower_index():

@@ -1,0 +1,92 @@
+"""Every operation that platforms do in ways of their own answers alike in all of them.
+
+All but attention, whose other form needs a GPU: see test_attention.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdm_jax.ops.class_row import class_row
+from tdm_jax.ops.gathering import gather_sequence, gather_tokens
+from tdm_jax.ops.merging import Merge, merge_groups
+from tdm_jax.ops.ordering import argtopk
+from tdm_jax.ops.patches import embed_patches
+from tdm_jax.ops.platform import PLATFORMS, REFERENCE, pinned
+
+RANDOM = np.random.default_rng(0)
+ORDER = jnp.array([RANDOM.permutation(9) for _ in range(3)])
+# Two of nine tokens are dropped.
+GROUPS = (
+    Merge(ORDER[:, :2], ORDER[:, 4:6], jnp.array([[0, 1], [1, 1], [0, 0]])),
+    Merge(ORDER[:, 2:4], ORDER[:, 6:7], jnp.array([[0], [1], [1]])),
+)
+
+
+def normal(*shape):
+    return jnp.array(RANDOM.standard_normal(shape), jnp.float32)
+
+
+# Operation, its arrays, and the platforms with a form that is not the reference.
+OPERATIONS = {
+    "argtopk": (functools.partial(argtopk, k=5), (normal(3, 9).round(),), {"cpu"}),
+    "class_row": (class_row, (normal(3, 2, 4), normal(3, 9, 2, 4)), {"tpu"}),
+    "embed_patches": (embed_patches, (normal(3, 8, 12, 3), normal(4, 4, 3, 5)), {"cpu"}),
+    "gather_tokens of values": (gather_tokens, (normal(3, 9), ORDER[:, :4]), {"tpu"}),
+    "gather_tokens of tokens": (gather_tokens, (normal(3, 9, 5), ORDER[:, :4]), {"tpu"}),
+    "gather_sequence": (gather_sequence, (normal(3, 9, 5), ORDER[:, :4]), {"tpu"}),
+    "merge_groups": (
+        functools.partial(merge_groups, groups=GROUPS),
+        (normal(3, 11, 5), jnp.abs(normal(3, 9))),
+        {"tpu"},
+    ),
+}
+
+
+def is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def answers(platform, operation, arrays):
+    """What an operation answers in one platform's form, and its gradients."""
+    with pinned(platform):
+        answer = operation(*arrays)
+        if not is_float(answer):
+            return answer
+        places = tuple(i for i, array in enumerate(arrays) if is_float(array))
+        gradient = jax.grad(lambda *a: jnp.sin(operation(*a)).sum(), argnums=places)
+        return answer, gradient(*arrays)
+
+
+def program(platform, operation, arrays):
+    with pinned(platform):
+        return str(jax.make_jaxpr(lambda *a: operation(*a))(*arrays))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_all_forms_agree(name):
+    operation, arrays, own = OPERATIONS[name]
+    expected = answers(REFERENCE, operation, arrays)
+    plain = program(REFERENCE, operation, arrays)
+    for platform in PLATFORMS:
+        assert (program(platform, operation, arrays) != plain) == (platform in own)
+        if platform in own:
+            for ours, theirs in zip(
+                jax.tree.leaves(answers(platform, operation, arrays)),
+                jax.tree.leaves(expected),
+                strict=True,
+            ):
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_class_tokens_row_is_float32_in_half_precision():
+    query, keys = normal(3, 2, 4), normal(3, 9, 2, 4)
+    expected = np.einsum("bhk,bthk->bht", query, keys)
+    for platform in (REFERENCE, "tpu"):
+        row = answers(platform, class_row, (query.astype(jnp.bfloat16), keys.astype(jnp.bfloat16)))
+        assert row[0].dtype == jnp.float32
+        np.testing.assert_allclose(row[0], expected, atol=0.05)
