@@ -47,8 +47,8 @@ from tdm_jax.reduction.methods.iared2 import rewards
 from tdm_jax.reduction.original_weights import stage_name
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.token_state import TokenKind
-from tdm_jax.train import train_and_evaluate
 from tdm_jax.training.config import default_config
+from tdm_jax.training.loop import train_and_evaluate
 
 DEPTH, PATCHES = 6, 49
 # Where each method stands in the six blocks.

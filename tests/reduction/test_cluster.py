@@ -1,4 +1,8 @@
-"""Sinkhorn, PatchMerger and SiT: equal to their originals, and their weights."""
+"""Sinkhorn, PatchMerger and SiT: equal to their originals, and their weights.
+
+`tdm_jax.reduction.methods.sinkhorn`, `tdm_jax.reduction.methods.patchmerger` and
+`tdm_jax.reduction.methods.sit`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ NAMES = ("sinkhorn", "patchmerger", "sit")
 SHAPE = ViTShape((8, 8), 12, 48, 3)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_original(answer, golden, name, keep_rate):

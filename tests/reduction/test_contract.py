@@ -1,4 +1,7 @@
-"""Schedules: what each setting means in tokens, and what is refused."""
+"""Schedules: what each setting means in tokens, and what is refused.
+
+With `tdm_jax.reduction.stages` and `tdm_jax.reduction.schedules`.
+"""
 
 import numpy as np
 import pytest

@@ -32,6 +32,7 @@ ORACLE = [
 ]
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("preset", "keep_rate"), ORACLE)
 def test_equals_the_oracle(answer, golden, preset, keep_rate):
     expected = golden("tdm_oracle")
@@ -41,6 +42,7 @@ def test_equals_the_oracle(answer, golden, preset, keep_rate):
     assert [n + 1 for n in info.token_counts] == tokens
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(
     "keep_rate", [0.7, *(pytest.param(rate, marks=SLOW) for rate in (0.9, 0.5, 0.3))]
 )

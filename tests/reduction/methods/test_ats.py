@@ -61,6 +61,7 @@ def stage(reducer, state, score, layer=1):
     return reducer.after_attention(state, context(layer).replace(attention=Peaked(score)))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.5, 0.7])
 def test_equals_the_original(golden, answer, keep_rate):
     expected = golden(f"ats_keep{keep_rate}")

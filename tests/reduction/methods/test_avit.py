@@ -49,6 +49,7 @@ def values():
     return jax.random.normal(jax.random.key(0), (4, 3, 14, 8))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("scale", "center"), [(1, 3), (2, 4)])
 def test_equals_the_original(golden, answer, scale, center):
     expected = golden(f"avit_scale{scale}_center{center}")

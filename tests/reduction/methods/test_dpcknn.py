@@ -10,6 +10,7 @@ from tdm_jax.reduction import BlockContext, ViTShape
 from tdm_jax.reduction.token_state import TokenState
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"dpcknn_keep{keep_rate}")

@@ -1,4 +1,7 @@
-"""DynamicViT: equal to its original at inference, and what it learns from in training."""
+"""DynamicViT: equal to its original at inference, and what it learns from in training.
+
+With `tdm_jax.reduction.learned`, most of which it is made of.
+"""
 
 import dataclasses
 import functools
@@ -66,6 +69,7 @@ def teacher(params):
     return run("none", params)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_inference_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"dyvit_keep{keep_rate}")

@@ -12,6 +12,7 @@ from tdm_jax.reduction.token_state import TokenKind, TokenState
 SHAPE = ViTShape((4, 4), 4, 8, 2)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"evit_keep{keep_rate}")

@@ -41,6 +41,7 @@ def start():
     )
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.5, 0.7])
 def test_equals_the_original(golden, answer, keep_rate):
     logits, info = answer(make_reducer("evovit", keep_rate=keep_rate))

@@ -10,6 +10,7 @@ from tdm_jax.errors import InputError
 from tdm_jax.reduction.methods.kmedoids import medoids
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"kmedoids_keep{keep_rate}")

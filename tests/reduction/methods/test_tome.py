@@ -17,6 +17,7 @@ from tdm_jax.reduction.token_state import TokenKind, TokenState
 DEIT = ViTShape((14, 14), 12, 384, 6)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("r", "kind"), [(3, "prop"), (3, "plain"), (5, "prop"), (5, "plain")])
 def test_equals_the_original(answer, golden, r, kind):
     expected = golden(f"tome_r{r}_{kind}")

@@ -1,4 +1,7 @@
-"""Top-K: equal to its original, and the scores that it can rank by."""
+"""Top-K: equal to its original, and the scores that it can rank by.
+
+With `tdm_jax.reduction.scores` and `tdm_jax.reduction.prune`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from tdm_jax.reduction import ViTShape
 from tdm_jax.reduction.scores import importance
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"topk_keep{keep_rate}")
