@@ -1,8 +1,9 @@
-"""The transformer: sizes, tokens that pass, what it reports, and what it refuses."""
+"""The transformer: sizes, tokens that pass, what it reports (models/info.py), what it refuses."""
 
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +175,62 @@ def test_unmerge_returns_dropped_patches_as_they_were_or_as_told(params):
     assert np.isfinite(dense).all()
     np.testing.assert_array_equal(dense[dropped], np.asarray(info.dropped_values)[dropped])
     assert np.abs(np.asarray(dense)[dropped]).sum(axis=-1).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("none", {}),
+        ("tdm", {"keep_rate": 0.5, "layers": (1, 2)}),
+        ("topk", {"keep_rate": 0.5, "layers": (1, 2)}),
+        ("evovit", {"keep_rate": 0.5, "layers": (1, 3)}),
+        ("avit", {"center": 0.0}),  # about half of the tokens halt in the first block
+    ],
+)
+def test_the_tokens_of_any_block_on_the_full_grid(params, name, settings):
+    model = tiny(make_reducer(name, **settings))
+    _, info = run(model, params, return_info=True, intermediates=(3, 0, 2))
+    assert [block.layer for block in info.intermediates] == [3, 0, 2]
+    last, _, third = info.intermediates
+    for block in info.intermediates:
+        assert block.features.shape == (3, 1 + info.token_counts[block.layer], 32)
+        dense = np.asarray(unmerge(info, block))
+        assert dense.shape == (3, 24, 32)
+        dropped = np.asarray(block.assign) < 0
+        assert (np.abs(dense).sum(axis=-1) > 0).all()
+        assert (np.asarray(unmerge(info, block, fill=7.0))[dropped] == 7.0).all()
+        np.testing.assert_array_equal(
+            dense[~dropped], np.asarray(unmerge(info, block, fill=0.0))[~dropped]
+        )
+    if name == "topk":
+        assert (np.asarray(third.assign) < 0).sum(axis=1).tolist() == [18, 18, 18]
+    assert (np.asarray(third.assign) < 0).any() == (name not in ("none", "tdm"))
+    if name in ("none", "tdm", "topk"):
+        # The final features are the last block's, normed.
+        normed = nn.LayerNorm(1e-6).apply({"params": params["params"]["norm"]}, unmerge(info, last))
+        np.testing.assert_allclose(normed, unmerge(info), atol=1e-4)
+
+
+def test_any_values_of_the_final_tokens_on_the_full_grid(params):
+    model = tiny("topk", 0.5)
+    _, info = run(model, params, return_info=True)
+    values = jnp.arange(3 * 6 * 2, dtype=jnp.float32).reshape(3, 6, 2) + 1
+    dense, dropped = np.asarray(unmerge(info, values)), np.asarray(info.assign) < 0
+    assert (dense[dropped] == 0).all()
+    assert (np.asarray(unmerge(info, values, fill=-1.0))[dropped] == -1).all()
+    for image in range(3):
+        kept = values[image][info.assign[image][~dropped[image]]]
+        np.testing.assert_array_equal(dense[image][~dropped[image]], kept)
+    with pytest.raises(InputError, match=r"the 6 final patch tokens of 3 images; got \(3, 7, 32\)"):
+        unmerge(info, info.features)
+
+
+@pytest.mark.parametrize("intermediates", [(0, 4), (-1,)])
+def test_blocks_that_a_model_has_not_are_refused(params, intermediates):
+    with pytest.raises(InputError, match=r"must be blocks from 0 to 3; got \("):
+        tiny().apply(params, IMAGES, return_info=True, intermediates=intermediates)
+    with pytest.raises(InputError, match="expected return_info=True"):
+        tiny().apply(params, IMAGES, intermediates=intermediates)
 
 
 def test_one_trace_for_each_shape(params):

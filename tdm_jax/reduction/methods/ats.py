@@ -62,7 +62,8 @@ class ATS(PruneReducer):
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         values = context.attention.values().astype(jnp.float32)
         norm = jnp.sqrt((values * values).sum(axis=-1))
-        score = jnp.einsum("bhn,bnh->bn", context.attention.class_row(), norm)
+        row, exact = context.attention.class_row(), jax.lax.Precision.HIGHEST
+        score = jnp.einsum("bhn,bnh->bn", row, norm, precision=exact)
         if state.valid is not None:
             score = score * state.valid
         return score / (score.sum(axis=-1, keepdims=True) + 1e-6)

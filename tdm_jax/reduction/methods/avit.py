@@ -134,7 +134,12 @@ class AViT(Reducer):
             return whole.replace(dropped_values=state.dropped_values, carry=carry)
         valid = gather_tokens(goes_on[:, s:], index)
         tokens = grid if slots == patches else gather_tokens(grid, index)
+        dropped_values = state.dropped_values
+        if dropped_values is not None:
+            halts = (alive > goes_on)[:, s:, None]
+            dropped_values = jnp.where(halts, grid, dropped_values)
         return state.replace(
+            dropped_values=dropped_values,
             tokens=tokens * valid[..., None].astype(tokens.dtype),
             prefix=state.prefix * goes_on[:, :s, None].astype(state.prefix.dtype),
             assign=jnp.where(goes_on[:, s:] > 0, inverse_index(index, patches), -1),
