@@ -79,7 +79,7 @@ def _processor(path: object, model_type: str, values: Mapping[str, Any]) -> Prep
     """Hugging Face's image processor; one that resizes without cropping becomes a whole crop."""
     # What transformers fills in where an old file is silent.
     resample = values.get("resample", 3 if model_type == "deit" else 2)
-    if resample not in _PILLOW:
+    if not isinstance(resample, int) or resample not in _PILLOW:
         raise InputError(
             f"{path}/preprocessor_config.json: expected resample 0 (nearest), 1 (lanczos), "
             f"2 (bilinear) or 3 (bicubic); got {resample!r}"
@@ -116,7 +116,8 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
     if "num_classes" in config:
         known["num_classes"] = _number(path, config, "num_classes", int)
     if "input_size" in pretrained:
-        known["image_size"] = _pair(path, pretrained["input_size"][1:])
+        size = pretrained["input_size"]
+        known["image_size"] = _pair(path, size[1:] if isinstance(size, list) else size)
     names = ("mean", "std", "crop_pct", "interpolation")
     try:
         known["preprocessing"] = Preprocessing.from_description(
@@ -127,7 +128,7 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _number(path: object, config: Mapping[str, Any], name: str, kind: type) -> Any:
+def _number(path: object, config: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     value = config[name]
     if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
         raise InputError(f"{path}: expected a positive {kind.__name__} for {name}; got {value!r}")

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from tdm_jax.errors import InputError
+from tdm_jax.files import is_remote
 
 _DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -112,7 +113,7 @@ _GLOBALS: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BufferedIOBase, storage: _Storage):
+    def __init__(self, file: Any, storage: _Storage):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
@@ -200,7 +201,7 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
         (count,) = struct.unpack("<q", file.read(8))
         if count != array.size:
             raise _Malformed(f"storage {key} has {count} values, expected {array.size}")
-        got = file.readinto(array.view(np.uint8))
+        got = file.readinto(array.view(np.uint8))  # type: ignore[attr-defined]  # every file has it
         if got != array.nbytes:
             raise _Malformed(f"storage {key} ends after {got} of {array.nbytes} bytes (truncated?)")
         array[...] = _native(array, "little")
@@ -218,7 +219,9 @@ def read_torch_file(path: str | PathLike[str]) -> Any:
         anything but tensors and plain containers; the message names what it asked for.
     """
     try:
-        with epath.Path(path).open("rb") as file:
+        # From a store at once: a file there is not one of Python's own kinds.
+        remote = io.BytesIO(epath.Path(path).read_bytes()) if is_remote(path) else None
+        with remote or open(path, "rb") as file:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":

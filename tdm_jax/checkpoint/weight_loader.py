@@ -60,7 +60,7 @@ class WeightLoader:
 
     def parameters(self) -> dict[str, Any]:
         """Everything but a reducer's weights."""
-        params = {}
+        params: dict[str, Any] = {}
         for i, (path, expected) in enumerate(self._expected.items()):
             if path.startswith(REDUCER):
                 continue

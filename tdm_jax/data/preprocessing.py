@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
@@ -64,7 +65,7 @@ def preprocess(model: VisionTransformer) -> Callable[[Any], Float[Array, "b h w 
         if not len(batch):
             raise InputError("expected at least one image; got none")
         arrays = [_array(transform, image, f"image {i}") for i, image in enumerate(batch)]
-        return normalise(np.stack(arrays), config.mean, config.std)
+        return normalise(jnp.asarray(np.stack(arrays)), config.mean, config.std)
 
     return prepare
 
@@ -72,12 +73,8 @@ def preprocess(model: VisionTransformer) -> Callable[[Any], Float[Array, "b h w 
 def _array(transform: EvalTransform, image: Any, place: str) -> UInt8[np.ndarray, "h w c"]:
     if not isinstance(image, Image.Image):
         pixels = np.asarray(image)
-        if (
-            pixels.dtype != np.uint8
-            or pixels.ndim != 3
-            or pixels.shape[-1] not in (1, 3, 4)
-            or not pixels.size
-        ):
+        wrong = pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size
+        if wrong or pixels.shape[-1] not in (1, 3, 4):
             raise InputError(
                 f"{place}: expected a Pillow image or uint8 [h, w, c] of 1, 3 or 4 channels; got "
                 f"{pixels.dtype}{list(pixels.shape)}"

@@ -125,7 +125,7 @@ def _preprocessing(fields: Mapping[str, Any], *, published: bool) -> Preprocessi
 def _settings_of(reducer: str | Reducer | Mapping[str, Any]) -> set[str]:
     if isinstance(reducer, Reducer):
         return {field.name for field in dataclasses.fields(reducer)}
-    return setting_names(reducer if isinstance(reducer, str) else reducer["name"])
+    return setting_names(reducer if isinstance(reducer, str) else str(reducer.get("name")))
 
 
 def _reducer(

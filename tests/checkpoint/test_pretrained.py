@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from safetensors.numpy import load_file, save_file
 
-from tdm_jax import create_model
+from tdm_jax import Preprocessing, create_model
 from tdm_jax.checkpoint import (
-    describe,
     load_pretrained,
     read_state_dict,
     save_model,
@@ -22,7 +24,7 @@ from tdm_jax.checkpoint import (
 )
 from tdm_jax.checkpoint.weight_loader import resize_positions
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import REDUCERS, Reducer, describe_reducer, make_reducer
+from tdm_jax.reduction import REDUCERS, make_reducer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 IMAGES = np.load(GOLDENS / "images_nchw.npy").transpose(0, 2, 3, 1)
@@ -200,7 +202,7 @@ class TestArchitecture:
         loaded, back = load_pretrained(
             tmp_path / "tiny.safetensors", num_heads=2, image_size=(16, 24)
         )
-        assert loaded == model
+        assert loaded == model.clone(preprocessing=Preprocessing())
         _equal(back, params)
         assert load_pretrained(tmp_path / "described.safetensors")[0] == model
 
@@ -394,10 +396,8 @@ class TestReducerWeights:
 
     @pytest.fixture
     def learned(self):
-        names = [name for name, kind in REDUCERS.items() if kind.learned]
-        if not names:
-            pytest.skip("no learned reducer yet")
-        return make_reducer(names[0], keep_rate=0.5, layers=(1,))
+        name = next(name for name, kind in REDUCERS.items() if kind.learned)
+        return make_reducer(name, keep_rate=0.5, layers=(1,))
 
     @pytest.mark.parametrize("kind", ["orbax", "safetensors"])
     def test_come_back_with_the_model(self, kind, learned, tmp_path):
@@ -409,7 +409,7 @@ class TestReducerWeights:
         else:
             save_safetensors(path, model, params)
         _equal(load_pretrained(path, learned)[1], params)
-        _, plain = load_pretrained(path)
+        _, plain = load_pretrained(path, "none")
         assert "reducer" not in plain["params"]
 
     def test_are_asked_for_by_name(self, learned, tiny, tmp_path):
@@ -427,19 +427,6 @@ class TestReducerWeights:
             load_pretrained(
                 tmp_path / "described.safetensors", learned, extra_weights={"x": np.zeros(3)}
             )
-
-
-def test_a_saved_reducer_comes_back(tmp_path):
-    calibrated = make_reducer("ats", layers=(0, 1), counts=(5, 3))
-    model = create_model("vit", calibrated, **TINY)
-    config = {**describe(model), "reducer": describe_reducer(calibrated)}
-    save_model(tmp_path / "model", config, _random_params(model))
-    assert load_pretrained(tmp_path / "model")[0].reducer == calibrated
-    assert load_pretrained(tmp_path / "model", "none")[0].reducer == Reducer()
-    other = load_pretrained(tmp_path / "model", "evit", 0.5, layers=(1,))[0].reducer
-    assert other == make_reducer("evit", keep_rate=0.5, layers=(1,))
-    with pytest.raises(InputError, match="keep_rate belong to the reducer"):
-        load_pretrained(tmp_path / "model", keep_rate=0.5)
 
 
 def test_extra_weights_without_a_use():
@@ -512,3 +499,55 @@ class TestHuggingFaceConfig:
         (folder / "model.safetensors").unlink()
         with pytest.raises(InputError, match=r"expected config\.json with model.safetensors"):
             load_pretrained(folder)
+
+
+class TestObjectStore:
+    """Defect M: files in gs:// are read as those on a disk are; a folder stands for the bucket."""
+
+    @pytest.fixture
+    def bucket(self, tmp_path, monkeypatch):
+        disk = LocalFileSystem()
+
+        class Bucket(DirFileSystem):
+            def _join(self, path):
+                return super()._join(path.removeprefix("gs://bucket/"))
+
+        store = Bucket(str(tmp_path), disk)
+        monkeypatch.setattr(type(epath.backend.fsspec_backend), "fs", lambda self, path: store)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "name", ["facebook_deit.pth", "timm_deit.safetensors", "hf_vit", "hf_deit_distilled"]
+    )
+    def test_files_and_folders(self, name, bucket):
+        copy = shutil.copytree if (GOLDENS / name).is_dir() else shutil.copy
+        copy(GOLDENS / name, bucket / name)
+        model, variables = load_pretrained(f"gs://bucket/{name}", num_heads=3)
+        expected, same = load_pretrained(GOLDENS / name, num_heads=3)
+        assert model == expected
+        _equal(variables, same)
+
+    def test_older_torch_files_and_descriptions(self, bucket, tiny):
+        legacy = GOLDENS / "torch_files" / "training_legacy.pth"
+        shutil.copy(legacy, bucket)
+        arrays = read_state_dict("gs://bucket/training_legacy.pth")
+        _equal(dict(arrays), dict(read_state_dict(legacy)))
+        assert load_pretrained("gs://bucket/described.safetensors")[0] == tiny[0]
+
+    def test_refusals(self, bucket):
+        with pytest.raises(InputError, match="gs://bucket/missing.pth: no such file"):
+            load_pretrained("gs://bucket/missing.pth")
+        for name in ("facebook_deit.pth", "timm_deit.safetensors"):
+            (bucket / name).write_bytes((GOLDENS / name).read_bytes()[:3000])
+            with pytest.raises(InputError, match=f"gs://bucket/{name}.*truncated") as error:
+                load_pretrained(f"gs://bucket/{name}")
+            assert "\n" not in str(error.value)
+
+
+def test_a_store_that_cannot_be_reached(monkeypatch):
+    def unreachable(self, path):
+        raise ImportError("no module\nnamed gcsfs")
+
+    monkeypatch.setattr(type(epath.backend.fsspec_backend), "fs", unreachable)
+    with pytest.raises(InputError, match="cannot reach gs://bucket/x.pth: .*pip install gcsfs"):
+        load_pretrained("gs://bucket/x.pth")

@@ -1,7 +1,6 @@
 """The reader against files that torch wrote, files cut short, and files that mean harm."""
 
 import contextlib
-import io
 import os
 import pickle
 import struct
@@ -14,6 +13,7 @@ import pytest
 
 from tdm_jax.checkpoint.torch_file import read_torch_file
 from tdm_jax.errors import InputError
+from tests.checkpoint.torch_writer import Global, write_archive, write_tensor
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FILES = GOLDENS / "torch_files"
@@ -100,7 +100,7 @@ def test_damage_raises_nothing_else(name, tmp_path):
             read_torch_file(damaged)
 
 
-def test_big_endian_archive(tmp_path):
+def test_big_endianwrite_archive(tmp_path):
     content = read_torch_file(FILES / "types.pth")
     swapped = tmp_path / "big.pth"
     # torch numbers the storages in the order of the tensors.
@@ -118,59 +118,11 @@ def test_big_endian_archive(tmp_path):
         np.testing.assert_array_equal(value, content[key], err_msg=key)
 
 
-class _Global:
-    """Pickles as a bare reference to a global that this process need not have."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class _Pickler(pickle._Pickler):
-    """Writes tensors as torch does, or with a size and stride of one's choice."""
-
-    def save(self, obj, *args, **kwargs):
-        if isinstance(obj, _Global):
-            self.write(f"c{obj.module}\n{obj.name}\n".encode())
-        else:
-            super().save(obj, *args, **kwargs)
-
-    def persistent_id(self, obj):
-        return obj.reference if isinstance(obj, _Storage) else None
-
-
-class _Storage:
-    def __init__(self, *reference):
-        self.reference = reference
-
-
-def _archive(path, build, storages):
-    """A zip checkpoint whose pickle is assembled by `build(pickler)`."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer, protocol=2)
-    buffer.write(pickle.PROTO + b"\x02")
-    build(pickler)
-    buffer.write(pickle.STOP)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", buffer.getvalue())
-        for key, data in storages.items():
-            archive.writestr(f"x/data/{key}", data)
-    return path
-
-
-def _tensor(pickler, offset, size, stride, count=4, kind="FloatStorage"):
-    pickler.save(_Global("torch._utils", "_rebuild_tensor_v2"))
-    pickler.write(pickle.MARK)
-    pickler.save(_Storage("storage", _Global("torch", kind), "0", "cpu", count))
-    for value in (offset, size, stride, False, None):
-        pickler.save(value)
-    pickler.write(pickle.TUPLE + pickle.REDUCE)
-
-
 FOUR = np.arange(4, dtype=np.float32).tobytes()
 
 
 def test_handmade_archive_is_readable(tmp_path):
-    path = _archive(tmp_path / "a.pth", lambda p: _tensor(p, 1, (3,), (1,)), {"0": FOUR})
+    path = write_archive(tmp_path / "a.pth", lambda p: write_tensor(p, 1, (3,), (1,)), {"0": FOUR})
     np.testing.assert_array_equal(read_torch_file(path), [1, 2, 3])
 
 
@@ -180,26 +132,30 @@ def test_handmade_archive_is_readable(tmp_path):
      (0, (2,), (1, 1)), (0, (-1,), (1,)), (1 << 70, (2,), (1,))],
 )  # fmt: skip
 def test_tensor_outside_its_storage(offset, size, stride, tmp_path):
-    path = _archive(tmp_path / "a.pth", lambda p: _tensor(p, offset, size, stride), {"0": FOUR})
+    path = write_archive(
+        tmp_path / "a.pth", lambda p: write_tensor(p, offset, size, stride), {"0": FOUR}
+    )
     with pytest.raises(InputError, match=r"tensor|OverflowError"):
         read_torch_file(path)
 
 
 @pytest.mark.parametrize("count", [3, 5, 1 << 60])
 def test_storage_of_another_size(count, tmp_path):
-    path = _archive(tmp_path / "a.pth", lambda p: _tensor(p, 0, (2,), (1,), count), {"0": FOUR})
+    path = write_archive(
+        tmp_path / "a.pth", lambda p: write_tensor(p, 0, (2,), (1,), count), {"0": FOUR}
+    )
     with pytest.raises(InputError, match=f"storage 0 has 16 bytes, expected {count * 4}"):
         read_torch_file(path)
 
 
 def test_a_function_cannot_be_changed(tmp_path):
     def build(pickler):
-        pickler.save(_Global("torch._utils", "_rebuild_tensor_v2"))
+        pickler.save(Global("torch._utils", "_rebuild_tensor_v2"))
         pickler.save((None, {"_function": 1}))
         pickler.write(pickle.BUILD)
 
     with pytest.raises(InputError, match="tries to change a function"):
-        read_torch_file(_archive(tmp_path / "a.pth", build, {}))
+        read_torch_file(write_archive(tmp_path / "a.pth", build, {}))
 
 
 @pytest.mark.parametrize("name", ["OrderedDict", "Namespace"])
@@ -207,12 +163,12 @@ def test_a_class_cannot_be_changed(name, tmp_path):
     module = {"OrderedDict": "collections", "Namespace": "argparse"}[name]
 
     def build(pickler):
-        pickler.save(_Global(module, name))
+        pickler.save(Global(module, name))
         pickler.save((None, {"__getitem__": 1}))
         pickler.write(pickle.BUILD)
 
     with pytest.raises(InputError, match="TypeError"):
-        read_torch_file(_archive(tmp_path / "a.pth", build, {}))
+        read_torch_file(write_archive(tmp_path / "a.pth", build, {}))
 
 
 def test_other_files(tmp_path):

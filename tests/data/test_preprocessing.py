@@ -69,7 +69,9 @@ def test_as_evaluation_does(tmp_path):
     (batch,) = data.eval_batches(config, "validation", process_index=0, process_count=1)
     files = sorted((tmp_path / "val").glob("*/*.png"))
     got = preprocess(model)([Image.open(file) for file in files])
-    np.testing.assert_array_equal(got, normalise(batch["image"], config.mean, config.std))
+    np.testing.assert_array_equal(
+        got, normalise(jnp.asarray(batch["image"]), config.mean, config.std)
+    )
 
 
 def test_what_the_model_says_is_normalised_with():
@@ -116,7 +118,7 @@ def test_refusals(images, message):
 def test_a_damaged_image_is_named():
     file = io.BytesIO()
     photo().save(file, "JPEG")
-    damaged = Image.open(io.BytesIO(file.getvalue()[:600]))
+    damaged = Image.open(io.BytesIO(file.getvalue()[:-200]))
     with pytest.raises(InputError, match="image 1 cannot be decoded"):
         preprocess(make())([photo(), damaged])
 
