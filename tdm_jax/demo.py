@@ -18,24 +18,26 @@ from absl import flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from tdm_jax import checkpoint, compare, data, report
+from tdm_jax import checkpoint, data
 from tdm_jax.analysis import environment, results
 from tdm_jax.analysis.candidate import BASELINE, Candidate
+from tdm_jax.analysis.comparison import compare
+from tdm_jax.analysis.evaluation import Evaluation
 from tdm_jax.analysis.timing import Timing
+from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.cli.config import define_config
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
-from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.plotting import figure, plots
 from tdm_jax.plotting.figure import Panel
+from tdm_jax.plotting.page import write_page
 from tdm_jax.plotting.patch_maps import SourceMap
-from tdm_jax.reduction import make_reducer
-from tdm_jax.train import train_to_end
 from tdm_jax.training.config import parse
-from tdm_jax.training.experiment import data_config
+from tdm_jax.training.loop import train_to_end
 
+FLAGS = flags.FLAGS
 METHODS = ("random", "evit", "tdm")
 KEEP_RATES = (0.7, 0.5)
 NAME = "DeiT, digits"
@@ -59,41 +61,39 @@ def demo(config: ConfigDict, output: Path) -> str:
     runs = output / "runs"
     train_to_end(config, runs / BASELINE)
     trained = runs / BASELINE / "model"
-    model, params = checkpoint.load_pretrained(trained)
-    contenders = [Candidate(NAME, BASELINE, None, model, params)]
+    model, variables = checkpoint.load_pretrained(trained)
+    candidates = [Candidate(NAME, BASELINE, None, model, variables)]
     for method, keep_rate in itertools.product(METHODS, KEEP_RATES):
         _say(f"fine-tuning with {method} at keep rate {keep_rate}")
         workdir = runs / f"{method}-{keep_rate}"
         train_to_end(fine_tuning(config, trained, method, keep_rate), workdir)
-        reducer = make_reducer(method, keep_rate=keep_rate, layers=config.reducer.layers)
-        _, tuned = checkpoint.load_pretrained(workdir / "model")
-        reduced = model.clone(reducer=reducer)
-        for training, weights in (("off the shelf", params), ("fine-tuned", tuned)):
-            contenders.append(Candidate(NAME, method, keep_rate, reduced, weights, training))
+        reduced, tuned = checkpoint.load_pretrained(workdir / "model")
+        for training, weights in (("off the shelf", variables), ("fine-tuned", tuned)):
+            candidates.append(Candidate(NAME, method, keep_rate, reduced, weights, training))
 
-    source = data_config(parse(config))
+    data_config = parse(config).data
     _say("evaluating and measuring")
-    rows = compare.compare(
-        contenders, source=source, timing=Timing(rounds=15), batch_size=64, note=_say
+    evaluation = Evaluation(config=data_config, explains=True)
+    rows = compare(
+        candidates, evaluation=evaluation, timing=Timing(rounds=15), batch_size=64, note=_say
     )
-    records = [row.record() for row in rows]
-    same = round_trip(output / "digits_timm.safetensors", model, params, source)
+    same = round_trip(output / "digits_timm.safetensors", candidates[0], evaluation)
     about = {
         "machine": environment.describe(),
         "note": "one seed; digits are no evidence for ImageNet",
     }
-    results.write(records, output / "comparison", about=about)
+    results.write(rows, output / "comparison", about=about)
     for against in ("keep_rate", "flops", "throughput"):
-        plot = plots.plot([r for r in records if r["training"] != "off the shelf"], against, NAME)
+        plot = plots.plot([row for row in rows if row.training != "off the shelf"], against, NAME)
         plots.save(plot, output / f"accuracy-{against}.png")
-    picture = tokens(contenders[-1].model, contenders[-1].params, source)
+    picture = tokens(candidates[-1].model, candidates[-1].variables, data_config)
     figure.save(picture, output / "tokens.png")
     figure.save(picture, output / "tokens.svg")
     _say("writing the report")
-    shown = [entry for entry in contenders if entry.training != "off the shelf"]
+    explored = [candidate for candidate in candidates if candidate.training != "off the shelf"]
     remark = f"{environment.line(about['machine'])}; {about['note']}"
-    report.write_report(output / "report.html", shown, records, source, remark=remark)
-    return "\n".join([results.markdown(records), same, remark])
+    write_page(output / "report.html", explored, rows, evaluation, remark=remark)
+    return "\n".join([results.markdown(rows), same, remark])
 
 
 def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float) -> ConfigDict:
@@ -111,33 +111,27 @@ def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float
     return config
 
 
-def round_trip(path: Path, model: VisionTransformer, params: PyTree, source: DataConfig) -> str:
+def round_trip(path: Path, candidate: Candidate, evaluation: Evaluation) -> str:
     """Exports to a timm-named file, reads that back, and says what the copy achieves.
 
     Raises:
       RuntimeError: the copy's accuracy is another.
     """
-    checkpoint.save_safetensors(path, model, params, overwrite=True)
-    copy, copied = checkpoint.load_pretrained(path)
-    entries = [
-        Candidate(NAME, BASELINE, None, model, params),
-        Candidate(NAME, BASELINE, None, copy, copied, path.name),
-    ]
-    ours, theirs = compare.accuracies(entries, source)
-    if ours != theirs:
-        raise RuntimeError(f"{path} has {theirs}% top-1, the model it was made of {ours}%")
-    return (
-        f"Exported to {path.name} with timm's names and read back: {theirs:.2f}% top-1, the same."
-    )
+    checkpoint.save_safetensors(path, candidate.model, candidate.variables, overwrite=True)
+    copy = Candidate(NAME, BASELINE, None, *checkpoint.load_pretrained(path))
+    own, read = (evaluation(one)["top1"] for one in (candidate, copy))
+    if own != read:
+        raise RuntimeError(f"{path} has {read}% top-1, the model it was made of {own}%")
+    return f"Exported to {path.name} with timm's names and read back: {read:.2f}% top-1, the same."
 
 
-def tokens(model: VisionTransformer, params: PyTree, source: DataConfig) -> figure.Figure:
+def tokens(model: VisionTransformer, variables: PyTree, data_config: DataConfig) -> figure.Figure:
     """One test image of each class and what becomes of its patches, stage by stage."""
-    batch = next(iter(data.eval_batches(source, "validation")))
+    batch = next(iter(data.eval_batches(data_config, "validation")))
     first = [int(np.argmax(batch["label"] == label)) for label in range(model.num_classes)]
     images = batch["image"][first]
-    logits, info = jax.jit(lambda p, x: model.apply(p, x, return_info=True))(
-        params, jnp.asarray(normalise(images, source.mean, source.std))
+    logits, info = jax.jit(lambda v, x: model.apply(v, x, return_info=True))(
+        variables, jnp.asarray(normalise(images, data_config.mean, data_config.std))
     )
     grid = model.shape.grid
     panels = []
@@ -166,17 +160,15 @@ def _say(text: str) -> None:
 def define_flags() -> None:
     """The command's flags."""
     define_config("configs/digits.py", "The training to start from.")
-    flags.DEFINE_string("output", "demo_output", "Folder for all results.")
+    shared.define_output("all results", default="demo_output")
 
 
 def main() -> None:
     """The command."""
-    output = Path(flags.FLAGS.output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output must be a folder; got the file {output}")
+    output = shared.output() or Path()
     # Training, evaluation and comparison share programs; a second run finds them all.
     jax.config.update("jax_compilation_cache_dir", str(output / "compiled"))
-    table = demo(flags.FLAGS.config, output)
+    table = demo(FLAGS.config, output)
     print(f"\n{table}\n\nWritten to {output}/")
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import PyTree
 
 from tdm_jax.errors import unknown
 from tdm_jax.models.registry import create_model
@@ -39,22 +40,22 @@ class Cost:
 
 def count(
     model: VisionTransformer | str,
-    reducer: str | Reducer = "none",
-    keep_rate: float | None = None,
+    reducer: str | Reducer | None = None,
+    keep_rate: float | tuple[float, ...] | None = None,
     convention: str = "torchprofile",
-    **overrides: Any,
+    **settings: Any,
 ) -> Cost:
     """Counts a model's cost for one image.
 
     Args:
-      model: a model, or a name for `create_model`, which then takes the other arguments.
-      reducer: see `create_model`.
-      keep_rate: see `create_model`.
+      model: a model, or a name for `create_model`; the other arguments change it.
+      reducer: see `create_model`; None for the model's own, or none.
+      keep_rate: see `create_model`; None for the reducer's own.
       convention: "torchprofile" is what the papers print: linear maps and products, one for each
         output of an elementwise product, a norm or a mean, nothing for softmax, GELU, sums,
         distances, sorts and gathers. "matmul" is all products and convolutions of the traced
         program and nothing else.
-      **overrides: see `create_model`.
+      **settings: see `create_model`.
 
     Raises:
       InputError: the convention, or anything `create_model` refuses.
@@ -62,31 +63,33 @@ def count(
     if convention not in CONVENTIONS:
         raise unknown("cost convention", convention, CONVENTIONS)
     if isinstance(model, str):
-        model = create_model(model, reducer, keep_rate, **overrides)
-    elif overrides or keep_rate is not None or reducer != "none":
-        model = create_model_like(model, reducer, keep_rate, **overrides)
+        model = create_model(model, "none" if reducer is None else reducer, keep_rate, **settings)
+    elif settings or keep_rate is not None or reducer is not None:
+        model = _changed(model, reducer, keep_rate, settings)
     macs = multiply_adds(model) if convention == "torchprofile" else _matmul(model)
     return Cost(macs, parameters(model), tuple(block.out for block in model.schedule))
 
 
-def create_model_like(
+def _changed(
     model: VisionTransformer,
-    reducer: str | Reducer,
-    keep_rate: float | None = None,
-    **overrides: Any,
+    reducer: str | Reducer | None,
+    keep_rate: float | tuple[float, ...] | None,
+    settings: dict[str, Any],
 ) -> VisionTransformer:
-    """The same transformer with another reducer (and other fields, if given)."""
     fields = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
         if field.name not in ("parent", "name", "reducer")
     }
-    return create_model("vit", reducer, keep_rate, **{**fields, **overrides})
+    if reducer is None:
+        own = model.reducer
+        reducer, keep_rate = own if keep_rate is None else own.at_keep_rate(keep_rate), None
+    return create_model("vit", reducer, keep_rate, **{**fields, **settings})
 
 
 def parameters(model: VisionTransformer) -> int:
     """Exact number of parameters."""
-    return parameter_count(jax.eval_shape(model.init, jax.random.key(0), _images(model, 1)))
+    return parameter_count(_variables(model))
 
 
 def activation_bytes(model: VisionTransformer) -> int:
@@ -94,16 +97,15 @@ def activation_bytes(model: VisionTransformer) -> int:
 
     Traced, not measured: what the compiler fuses away or recomputes is still counted.
     """
-    params = jax.eval_shape(model.init, jax.random.key(0), _images(model, 1))
     key = jax.random.key(0)
 
     def residuals(batch: int) -> int:
-        def forward(p: Any) -> Any:
+        def forward(variables: PyTree) -> Any:
             rngs = {"dropout": key, "reducer": key}
             images = jnp.zeros(_images(model, batch).shape, model.dtype)
-            return model.apply(p, images, train=True, rngs=rngs)
+            return model.apply(variables, images, train=True, rngs=rngs)
 
-        _, backward = jax.eval_shape(lambda p: jax.vjp(forward, p), params)
+        _, backward = jax.eval_shape(lambda v: jax.vjp(forward, v), _variables(model))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
     # Weights are residuals too; only what grows with the batch is an activation.
@@ -112,6 +114,10 @@ def activation_bytes(model: VisionTransformer) -> int:
 
 def _images(model: VisionTransformer, batch: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, *model.image_size, model.in_channels), jnp.float32)
+
+
+def _variables(model: VisionTransformer) -> PyTree:
+    return jax.eval_shape(model.init, jax.random.key(0), _images(model, 1))
 
 
 def multiply_adds(model: VisionTransformer) -> int:
@@ -130,8 +136,7 @@ def multiply_adds(model: VisionTransformer) -> int:
 
 
 def _matmul(model: VisionTransformer) -> int:
-    params = jax.eval_shape(model.init, jax.random.key(0), _images(model, 1))
-    traced = jax.make_jaxpr(model.apply)(params, _images(model, 1)).jaxpr
+    traced = jax.make_jaxpr(model.apply)(_variables(model), _images(model, 1)).jaxpr
     # The source map and the sizes are traced too; what no output needs is never run.
     return products(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
 

@@ -1,11 +1,11 @@
-"""Tables of results, as the papers print them (Markdown) and in full (CSV, JSON).
+"""Results, one typed row each, and tables of them: as papers print them (Markdown), and in full.
 
-A row is a flat mapping. The keys that a table shows are those of its columns (`COLUMNS` unless
-told), in base units: scalars, multiply-adds, images per second, percent. A missing value, None and
-NaN all mean "not known"; a column of which nothing is known is left out of the Markdown.
+Values are in base units: scalars, multiply-adds, images per second, seconds, bytes, percent. None
+and NaN mean "not known"; a column of which nothing is known is left out of the Markdown.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -15,12 +15,82 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tdm_jax.errors import InputError
+from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import write_text
 
-Row = Mapping[str, Any]
-
 UNKNOWN = "–"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is known of one candidate.
+
+    Attributes:
+      model, method, keep_rate, training: who it is, see `candidate.Candidate`.
+      top1_percent: accuracy; with several trainings their mean.
+      top1_spread, top1_each: standard deviation over the trainings, and each one's accuracy.
+      top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
+      parameters, macs: scalars, and multiply-adds for one image ("FLOPs" in the papers).
+      flops_reduction_percent, flops_ratio: what is saved of the unreduced model's multiply-adds,
+        and how many times its own they are.
+      images_per_second, speedup: measured medians, the latter over the unreduced model in the same
+        rounds; the quartiles are the lower and the upper one.
+      verdict: whether the method is worth it, by its measured speed.
+      evaluated_images_per_second: of an evaluation, reading and decoding included.
+      tokens, tokens_per_block: patch tokens that leave each block.
+      diversity, diversity_per_block: r(Z) of the tokens that leave one block, and each.
+      mode, dtype, batch_size: what was measured.
+      latency_seconds, latency_quartiles: of one call.
+      reduction_share: part of the time that goes into choosing and merging.
+      flops_per_second, memory_bytes, compile_seconds: of the program.
+      tile, layers, counts: of a schedule of token counts, and which tile its sequences fill.
+      operations, bytes, intensity, bound: what a forward pass computes and moves for one image,
+        their quotient, and which of the two bounds it.
+    """
+
+    model: str = ""
+    method: str = ""
+    keep_rate: float | tuple[float, ...] | None = None
+    training: str = ""
+    mode: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    top1_percent: float | None = None
+    top1_spread: float | None = None
+    top1_each: tuple[float, ...] | None = None
+    top5_percent: float | None = None
+    loss: float | None = None
+    examples: int | None = None
+    tile: int | None = None
+    layers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    flops_reduction_percent: float | None = None
+    flops_ratio: float | None = None
+    tokens: tuple[int, ...] | None = None
+    tokens_per_block: tuple[int, ...] | None = None
+    evaluated_images_per_second: float | None = None
+    operations: int | None = None
+    bytes: float | None = None
+    intensity: float | None = None
+    bound: str | None = None
+    latency_seconds: float | None = None
+    latency_quartiles: tuple[float, float] | None = None
+    images_per_second: float | None = None
+    images_per_second_quartiles: tuple[float, float] | None = None
+    speedup: float | None = None
+    speedup_quartiles: tuple[float, float] | None = None
+    reduction_share: float | None = None
+    flops_per_second: float | None = None
+    memory_bytes: int | None = None
+    compile_seconds: float | None = None
+    diversity: float | None = None
+    diversity_per_block: tuple[float, ...] | None = None
+    verdict: str | None = None
+
+
+KEYS = tuple(field.name for field in dataclasses.fields(Result))
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -39,31 +109,56 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-      key: of the row.
-      heading: in the Markdown.
-      show: how a known value reads.
-      spread: key of what stands behind the value: one number (±) or a pair (low to high).
+      key: field of `Result`.
+      heading: of the column.
+      show: how a known value reads; None for words, which stand at the left.
+      spread: field of what stands behind the value: one number (±) or a pair (low to high).
     """
 
     key: str
     heading: str
-    show: Callable[[Any], str] | None
+    show: Callable[[Any], str] | None = None
     spread: str = ""
 
+    def cell(self, row: Result) -> tuple[str, str]:
+        """The value as it reads, and its spread, "" without one."""
+        value = getattr(row, self.key)
+        if not known(value):
+            return UNKNOWN, ""
+        show = self.show or str
+        spread = getattr(row, self.spread) if self.spread else None
+        if not known(spread):
+            return show(value), ""
+        ends = [show(end) for end in np.atleast_1d(spread)]
+        return show(value), f"± {ends[0]}" if len(ends) == 1 else " to ".join(ends)
 
-COLUMNS: tuple[Column, ...] = (
-    Column("model", "Model", None),
-    Column("method", "Method", None),
-    Column("keep_rate", "Keep rate", _rate),
-    Column("training", "Training", None),
-    Column("top1_percent", "Top-1 (%)", lambda v: f"{v:.2f}", "top1_spread"),
-    Column("parameters", "Params (M)", lambda v: significant(v / 1e6)),
-    Column("macs", "FLOPs (G)", lambda v: significant(v / 1e9)),
-    Column("flops_reduction_percent", "FLOPs ↓ (%)", lambda v: f"{v:.1f}"),
-    Column("images_per_second", "img/s", significant, "images_per_second_quartiles"),
-    Column("speedup", "Speed-up", lambda v: f"{v:.2f}×", "speedup_quartiles"),
-    Column("diversity", "Diversity", significant),
-    Column("verdict", "Verdict", None),
+
+# What several tables show.
+COLUMNS: dict[str, Column] = {
+    column.key: column
+    for column in (
+        Column("model", "Model"),
+        Column("method", "Method"),
+        Column("keep_rate", "Keep rate", _rate),
+        Column("training", "Training"),
+        Column("dtype", "Type"),
+        Column("batch_size", "Batch", str),
+        Column("top1_percent", "Top-1 (%)", lambda v: f"{v:.2f}", "top1_spread"),
+        Column("top5_percent", "Top-5 (%)", lambda v: f"{v:.2f}"),
+        Column("loss", "Loss", lambda v: f"{v:.4f}"),
+        Column("examples", "Examples", lambda v: f"{v:,}"),
+        Column("parameters", "Params (M)", lambda v: significant(v / 1e6)),
+        Column("macs", "FLOPs (G)", lambda v: significant(v / 1e9)),
+        Column("flops_reduction_percent", "FLOPs ↓ (%)", lambda v: f"{v:.1f}"),
+        Column("images_per_second", "img/s", significant, "images_per_second_quartiles"),
+        Column("speedup", "Speed-up", lambda v: f"{v:.2f}×", "speedup_quartiles"),
+        Column("diversity", "Diversity", significant),
+        Column("verdict", "Verdict"),
+    )
+}
+COMPARISON = (
+    *("model", "method", "keep_rate", "training", "top1_percent", "parameters", "macs"),
+    *("flops_reduction_percent", "images_per_second", "speedup", "diversity", "verdict"),
 )
 
 
@@ -71,84 +166,121 @@ def known(value: Any) -> bool:
     """Whether there is a value at all."""
     if value is None or (isinstance(value, str) and not value):
         return False
-    return not (isinstance(value, (float, np.floating)) and math.isnan(value))
+    return not (isinstance(value, float) and math.isnan(value))
 
 
-def markdown(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> str:
-    """A pipe table, its columns aligned in the source too.
-
-    Args:
-      rows: see the module's docstring.
-      columns: what to show, from left to right.
+def shown(rows: Sequence[Result], columns: Sequence[str | Column]) -> list[Column]:
+    """Those columns of which something is known.
 
     Raises:
       InputError: there are no rows.
     """
-    _check(rows)
-    columns = [c for c in columns if any(known(row.get(c.key)) for row in rows)]
-    cells = [[_cell(row, column) for column in columns] for row in rows]
-    headings = [column.heading for column in columns]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    if not rows:
+        raise InputError("table: expected at least one row; got none")
+    every = [COLUMNS[column] if isinstance(column, str) else column for column in columns]
+    return [column for column in every if any(known(getattr(row, column.key)) for row in rows)]
+
+
+def markdown(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARISON) -> str:
+    """A pipe table of what is known.
+
+    Args:
+      rows: at least one.
+      columns: what to show, from left to right; a name stands for one of `COLUMNS`.
+
+    Raises:
+      InputError: there are no rows.
+    """
+    columns = shown(rows, columns)
+
+    def text(row: Result, column: Column) -> str:
+        value, spread = column.cell(row)
+        if spread:
+            value += f" {spread}" if spread[0] == "±" else f" ({spread})"
+        return value.replace("|", "\\|").replace("\n", " ")
+
+    cells = [[text(row, column) for column in columns] for row in rows]
+    return pipe_table({column.heading: column.show is not None for column in columns}, cells)
+
+
+def pipe_table(headings: Mapping[str, bool], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned in the source too.
+
+    Args:
+      headings: of the columns, and whether they hold numbers, which stand at the right.
+      rows: cells, from left to right.
+    """
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     rules = [
-        "-" * width if column.show is None else "-" * (width - 1) + ":"
-        for column, width in zip(columns, widths, strict=True)
+        "-" * (width - 1) + ":" if numbers else "-" * width
+        for numbers, width in zip(headings.values(), widths, strict=True)
     ]
 
     def line(values: Sequence[str]) -> str:
         padded = [
-            value.ljust(width) if column.show is None else value.rjust(width)
-            for value, column, width in zip(values, columns, widths, strict=True)
+            value.rjust(width) if numbers else value.ljust(width)
+            for value, numbers, width in zip(values, headings.values(), widths, strict=True)
         ]
         return f"| {' | '.join(padded)} |\n"
 
-    return "".join(line(values) for values in (headings, rules, *cells))
+    return "".join(line(values) for values in (tuple(headings), rules, *rows))
 
 
-def _cell(row: Row, column: Column) -> str:
-    value = row.get(column.key)
-    if not known(value):
-        return UNKNOWN
-    show = column.show or str
-    spread = row.get(column.spread) if column.spread else None
-    text = show(value)
-    if known(spread):
-        if np.ndim(spread):
-            low, high = spread
-            text += f" ({show(low)} to {show(high)})"
-        else:
-            text += f" ± {show(spread)}"
-    return text.replace("|", "\\|").replace("\n", " ")
+def records(rows: Sequence[Result]) -> list[dict[str, Any]]:
+    """The rows as JSON can hold them: each with every key of which something is known.
 
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """Every key of every row, in full precision; lists are joined by slashes.
+    `keep_rate` is always there, and in a comparison `training` and `top1_percent`.
 
     Raises:
       InputError: there are no rows.
     """
-    _check(rows)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    if not rows:
+        raise InputError("table: expected at least one row; got none")
+    kept = {key for key in KEYS if any(known(getattr(row, key)) for row in rows)} | {"keep_rate"}
+    if "flops_reduction_percent" in kept:
+        kept |= {"training", "top1_percent"}
+    return [{key: _plain(getattr(row, key)) for key in KEYS if key in kept} for row in rows]
+
+
+def to_csv(rows: Sequence[Result]) -> str:
+    """Every value of every row, in full precision; lists are joined by slashes."""
+    values = records(rows)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(keys)
-    for row in rows:
-        values = [_plain(row.get(key)) for key in keys]
+    writer = csv.DictWriter(text, list(values[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in values:
         writer.writerow(
-            "" if value is None else "/".join(map(str, value)) if isinstance(value, list) else value
-            for value in values
+            {k: "/".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
         )
     return text.getvalue()
 
 
-def to_json(rows: Sequence[Row], about: Mapping[str, Any] | None = None) -> str:
-    """`{"about": ..., "rows": [...]}`, with null for what is not known.
+def to_json(rows: Sequence[Result], about: Mapping[str, Any] | None = None) -> str:
+    """`{"about": ..., "rows": [...]}`, with null for what is not known."""
+    document = {"about": _plain(about or {}), "rows": records(rows)}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: str | Path) -> list[Result]:
+    """The rows of what `to_json` wrote.
 
     Raises:
-      InputError: there are no rows.
+      InputError: there is no such table.
     """
-    _check(rows)
-    document = {"about": _plain(about or {}), "rows": [_plain(row) for row in rows]}
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+        return [_result(row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected a table's JSON; got {error!r}") from error
+
+
+def _result(row: Mapping[str, Any]) -> Result:
+    for key in row:
+        if key not in KEYS:
+            raise unknown("key of a table", key, KEYS)
+    # What to_json has as null was None or NaN, or "" where words are missing.
+    values = {key: value for key, value in row.items() if value is not None}
+    return Result(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -159,26 +291,24 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(
-    rows: Sequence[Row],
+    rows: Sequence[Result],
     stem: str | Path,
     about: Mapping[str, Any] | None = None,
     *,
-    columns: Sequence[Column] = COLUMNS,
+    columns: Sequence[str | Column] = COMPARISON,
     remark: str = "",
 ) -> None:
     """Writes `<stem>.md`, `<stem>.csv` and `<stem>.json`, each whole or not at all.
 
     Args:
-      rows: see the module's docstring.
+      rows: at least one.
       stem: path without a suffix.
       about: what else should be kept with the rows, e.g. the machine; into the JSON only.
-      columns: of the Markdown.
+      columns: of the Markdown, see `markdown`.
       remark: a line to stand below the Markdown.
 
     Raises:
@@ -192,14 +322,3 @@ def write(
     }
     for suffix, text in texts.items():
         write_text(f"{stem}{suffix}", text)
-
-
-def check_folder(output: str | Path) -> None:
-    """Refuses, before long work, an `--output` that can be no folder."""
-    if Path(output).exists() and not Path(output).is_dir():
-        raise InputError(f"--output: expected a folder; got the file {output}")
-
-
-def _check(rows: Sequence[Row]) -> None:
-    if not rows:
-        raise InputError("table: expected at least one row; got none")

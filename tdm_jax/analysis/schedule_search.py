@@ -1,4 +1,4 @@
-"""Which token counts are fastest here: `python -m tdm_jax.benchmark --advise=3.0`.
+"""Which token counts are fastest on this machine.
 
 Hardware multiplies in tiles: 129 tokens may cost as much as 136. For each tile size this takes the
 schedule with the highest keep rate whose sequences (prefix tokens included) fill whole tiles and
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tdm_jax.analysis import costs, results
-from tdm_jax.analysis.candidate import Candidate, parse_method
-from tdm_jax.analysis.results import Column
-from tdm_jax.analysis.timing import Timing
+from tdm_jax.analysis import costs
+from tdm_jax.analysis.candidate import BASELINE, Candidate, parse_method
+from tdm_jax.analysis.results import Column, Result
+from tdm_jax.analysis.timing import Timing, compile_forward, measure
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, StageReducer, ViTShape, plan
@@ -24,17 +24,15 @@ TILES = (1, 2, 4, 8, 16, 32, 64, 128)
 # The keep rates that are tried, the highest first.
 RATES = tuple(np.arange(99, 4, -1) / 100)
 
-COLUMNS = (
-    *(c for c in results.COLUMNS if c.key in ("model", "method")),
-    Column("dtype", "Type", None),
-    Column("batch_size", "Batch", str),
+TABLE = (
+    *("model", "method", "dtype", "batch_size"),
     Column("tile", "Tile", str),
     Column("counts", "Tokens after each stage", lambda v: ", ".join(map(str, v))),
-    *(c for c in results.COLUMNS if c.key in ("macs", "images_per_second", "speedup", "verdict")),
+    *("macs", "images_per_second", "speedup", "verdict"),
 )
 
 
-def candidates(model: VisionTransformer, macs: int) -> dict[int, StageReducer]:
+def schedules(model: VisionTransformer, macs: int) -> dict[int, StageReducer]:
     """The schedules to try, by the tile that their sequences fill.
 
     Args:
@@ -55,19 +53,19 @@ def candidates(model: VisionTransformer, macs: int) -> dict[int, StageReducer]:
         raise InputError(
             f"expected less than the {whole / 1e9:.4g} G without reduction; got {macs / 1e9:.4g} G"
         )
-    found: dict[int, StageReducer] = {}
+    by_tile: dict[int, StageReducer] = {}
     for tile in TILES:
         for rate in RATES:
             trial = _filling(reducer, float(rate), tile, model.shape)
-            if trial not in found.values() and _costs(model, trial) <= macs:
-                found[tile] = trial
+            if trial not in by_tile.values() and _costs(model, trial) <= macs:
+                by_tile[tile] = trial
                 break
-    if not found:
+    if not by_tile:
         least = _costs(model, _filling(reducer, float(RATES[-1]), 1, model.shape))
         raise InputError(
             f"{reducer.title} costs {least / 1e9:.4g} G at the least; got {macs / 1e9:.4g} G"
         )
-    return found
+    return by_tile
 
 
 def _costs(model: VisionTransformer, reducer: StageReducer) -> int:
@@ -84,52 +82,52 @@ def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> 
 
 
 def advise(
-    entry: Candidate, macs: int, *, batch_size: int, dtype: Any, timing: Timing
-) -> list[dict[str, Any]]:
-    """Measures the candidates of one contender; the fastest first, no reduction last.
+    candidate: Candidate, macs: int, *, batch_size: int, dtype: Any, timing: Timing
+) -> list[Result]:
+    """Measures a candidate's schedules; the fastest first, no reduction last.
 
     Args:
-      entry: a model with a method.
-      macs: see `candidates`.
+      candidate: a model with a method.
+      macs: see `schedules`.
       batch_size: images per call.
       dtype: of the computation.
       timing: how long to measure.
 
     Raises:
-      InputError: see `candidates`.
+      InputError: see `schedules`.
     """
-    tried = candidates(entry.model, macs)
-    plain = entry.unreduced()
-    models = [plain.model, *(entry.model.clone(reducer=r) for r in tried.values())]
-    params = [plain.weights(), *[entry.weights()] * len(tried)]
+    by_tile = schedules(candidate.model, macs)
+    # The weights of a method may follow its counts: each schedule has its own.
+    tried = {tile: candidate.with_reducer(reducer) for tile, reducer in by_tile.items()}
+    runs = {None: candidate.unreduced(), **tried}
     programs = [
-        timing.compile_forward(model.clone(dtype=dtype), weights, batch_size)
-        for model, weights in zip(models, params, strict=True)
+        compile_forward(run.model.clone(dtype=dtype), run.any_variables(), batch_size)
+        for run in runs.values()
     ]
     rows = []
-    tiles = (None, *tried)
-    for tile, model, speed in zip(tiles, models, timing.measure(programs, timing), strict=True):
+    for (tile, run), speed in zip(runs.items(), measure(programs, timing), strict=True):
+        reducer = run.model.reducer
+        chosen = tile is not None
         rows.append(
-            {
-                "model": entry.name,
-                "method": "none" if tile is None else entry.method,
-                "dtype": np.dtype(dtype).name,
-                "batch_size": batch_size,
-                "tile": tile,
-                "layers": None if tile is None else model.reducer.stages(model.shape),
-                "counts": None if tile is None else model.reducer.counts,
-                "macs": costs.multiply_adds(model),
-                **speed.rates(),
-                "verdict": timing.BASELINE if tile is None else speed.verdict,
-            }
+            Result(
+                model=candidate.name,
+                method=candidate.method if chosen else BASELINE,
+                dtype=np.dtype(dtype).name,
+                batch_size=batch_size,
+                tile=tile,
+                layers=reducer.stages(run.model.shape) if chosen else None,
+                counts=reducer.counts if chosen else None,
+                macs=costs.multiply_adds(run.model),
+                **speed.row(is_baseline=not chosen),
+            )
         )
-    return sorted(rows, key=lambda row: (row["tile"] is None, -row["speedup"]))
+    return sorted(rows, key=lambda row: (row.tile is None, -row.speedup))
 
 
-def advice(rows: Sequence[dict[str, Any]]) -> str:
+def advice(rows: Sequence[Result]) -> str:
     """The best schedule of `advise`'s rows, as one would write it in a program."""
     best = rows[0]
-    name, settings = parse_method(best["method"])
-    settings = {"layers": tuple(best["layers"]), **settings, "counts": tuple(best["counts"])}
-    shown = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in settings.items())])
-    return f"fastest: make_reducer({shown}), {best['speedup']:.2f}x the speed of no reduction"
+    name, settings = parse_method(best.method)
+    settings = {"layers": best.layers, **settings, "counts": best.counts}
+    words = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in settings.items())])
+    return f"fastest: make_reducer({words}), {best.speedup:.2f}x the speed of no reduction"

@@ -1,6 +1,6 @@
 """How fast compiled programs run, compared in one process.
 
-A machine's speed drifts: other work comes and goes, clocks rise and fall. So contenders take turns.
+A machine's speed drifts: other work comes and goes, clocks rise and fall. So candidates take turns.
 In each round every one runs for a moment, in an order that rotates from round to round, and a
 speed-up is the median over the rounds of (baseline's time / own time) within a round. What slows
 the machine down for a while slows down both sides of each quotient.
@@ -32,7 +32,7 @@ class Timing:
     """How long to measure.
 
     Attributes:
-      rounds: turns of each contender.
+      rounds: turns of each candidate.
       min_seconds: a turn repeats the program until about this much time has passed.
       warmup: calls of each program that are not counted.
     """
@@ -125,14 +125,15 @@ class Measurement:
             return SLOWER
         return FASTER if ratio.low > 1 else UNCLEAR
 
-    def rates(self) -> dict[str, Any]:
-        """Throughput and speed-up as a table has them: medians, and lower and upper quartiles."""
+    def row(self, *, is_baseline: bool) -> dict[str, Any]:
+        """What a `Result` says of it: medians, lower and upper quartiles, and the verdict."""
         rate, ratio = self.throughput, self.speedup
         return {
             "images_per_second": rate.median,
-            "images_per_second_quartiles": [rate.low, rate.high],
+            "images_per_second_quartiles": (rate.low, rate.high),
             "speedup": ratio.median,
-            "speedup_quartiles": [ratio.low, ratio.high],
+            "speedup_quartiles": (ratio.low, ratio.high),
+            "verdict": BASELINE if is_baseline else self.verdict,
         }
 
 
@@ -143,18 +144,14 @@ def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, flo
     return compiled, time.perf_counter() - start
 
 
-def compile_forward(model: VisionTransformer, params: PyTree, batch_size: int) -> Program:
-    """A model's forward pass on one device, on a batch of noise.
-
-    Args:
-      model: to run.
-      params: its parameters.
-      batch_size: images per call.
-    """
+def compile_forward(model: VisionTransformer, variables: PyTree, batch_size: int) -> Program:
+    """A model's forward pass on one device, on a batch of noise, `batch_size` images per call."""
     shape = (batch_size, *model.image_size, model.in_channels)
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
-    compiled, seconds = timed_compile(jax.jit(model.apply).lower(params, images))
-    return Program(lambda: compiled(params, images), batch_size, seconds, program_bytes(compiled))
+    compiled, seconds = timed_compile(jax.jit(model.apply).lower(variables, images))
+    return Program(
+        lambda: compiled(variables, images), batch_size, seconds, program_bytes(compiled)
+    )
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
@@ -178,7 +175,7 @@ def measure(
     """Times programs that take turns.
 
     Args:
-      programs: the contenders.
+      programs: the candidates'.
       timing: how long.
       baseline: index of the program that the others are compared with.
       progress: called after each turn; there are `rounds * len(programs)`.

@@ -16,6 +16,11 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(2)
 
 
+def note(text: str) -> None:
+    """Says on standard error what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     # absl's own parser prints a page of usage and exits with 1. A config file that raises, or that
     # has no such key, surfaces here too: config_flags loads it while parsing.
@@ -25,7 +30,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(error)
     # absl.app would raise it to INFO, where Orbax and grain report every step they take.
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING
+        logging.set_verbosity(logging.WARNING)
     if len(rest) > 1:
         fail(f"unexpected arguments {rest[1:]}; every setting is a --flag (try --help)")
     return rest

@@ -1,9 +1,6 @@
 """Rows of results as lines of points: what a plot of accuracy against something shows.
 
-Rows are those of `tables`: flat mappings with `method`, `keep_rate`, `top1_percent`, `macs`,
-`images_per_second`, `diversity`, and perhaps `model`, `training`, `top1_spread` and
-`images_per_second_quartiles`. A row without a keep rate is a reference, the unreduced model as a
-rule.
+A row without a keep rate is a reference, the unreduced model as a rule.
 """
 
 import math
@@ -12,18 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tdm_jax.analysis.results import Row, known
+from tdm_jax.analysis.results import Result, known
 
 
 class Axis(NamedTuple):
     """What stands on the horizontal axis.
 
     Attributes:
-      key: of the row.
+      key: field of a `Result`.
       label: with its unit, and which way is better.
       scale: what a value is divided by.
       better: 1 if more is better, -1 if less is, 0 if it is no cost.
-      spread: key of the low and the high end of the value.
+      spread: field of the low and the high end of the value.
       reverse: whether values fall from left to right, so that reduction grows.
     """
 
@@ -57,11 +54,11 @@ class Point(NamedTuple):
 
 
 def collect(
-    rows: Sequence[Row], axis: Axis
+    rows: Sequence[Result], axis: Axis
 ) -> tuple[dict[str, tuple[int, list[Point]]], dict[str, Point]]:
     """Lines by name, each with its number and its points from left to right; references by name."""
     # What all rows share is no part of a name.
-    telling = [k for k in ("model", "training") if len({row.get(k) for row in rows}) > 1]
+    telling = [k for k in ("model", "training") if len({getattr(row, k) for row in rows}) > 1]
     names = [_name(row, telling) for row in rows]
     # A method has the same number on every plot of the same rows, whatever a row lacks.
     methods = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
@@ -78,34 +75,34 @@ def collect(
     return lines, references
 
 
-def _is_reference(row: Row, axis: Axis) -> bool:
+def _is_reference(row: Result, axis: Axis) -> bool:
     # Against the keep rate, which it does not have, a reference is a level.
     is_level = axis.key == "keep_rate"
     return not _has(row, "keep_rate") and _has(row, "top1_percent", *[axis.key] * (not is_level))
 
 
-def _has(row: Row, *keys: str) -> bool:
-    return all(known(row.get(key)) for key in keys)
+def _has(row: Result, *keys: str) -> bool:
+    return all(known(getattr(row, key)) for key in keys)
 
 
-def _name(row: Row, telling: Sequence[str]) -> str:
+def _name(row: Result, telling: Sequence[str]) -> str:
     keys = [key for key in ("model", "method", "training") if key == "method" or key in telling]
-    return " ".join(str(row[key]) for key in keys if known(row.get(key)))
+    return " ".join(getattr(row, key) for key in keys if known(getattr(row, key)))
 
 
-def _point(row: Row, axis: Axis) -> Point:
+def _point(row: Result, axis: Axis) -> Point:
     x = low = high = math.nan
     if _has(row, axis.key):
         # One keep rate a stage: their mean stands for them.
-        x = low = high = float(np.mean(row[axis.key])) / axis.scale
+        x = low = high = float(np.mean(getattr(row, axis.key))) / axis.scale
     if axis.spread and _has(row, axis.spread):
-        low, high = (float(end) / axis.scale for end in row[axis.spread])
+        low, high = (float(end) / axis.scale for end in getattr(row, axis.spread))
     return Point(
         x,
-        float(row["top1_percent"]),
-        float(np.mean(row["keep_rate"])) if _has(row, "keep_rate") else None,
+        row.top1_percent,
+        float(np.mean(row.keep_rate)) if _has(row, "keep_rate") else None,
         (max(0.0, x - low), max(0.0, high - x)),
-        float(row["top1_spread"]) if _has(row, "top1_spread") else 0.0,
+        row.top1_spread if _has(row, "top1_spread") else 0.0,
     )
 
 

@@ -49,7 +49,7 @@ LEGEND = {
 
 
 class Panel(NamedTuple):
-    """One picture of a figure (see `pictures.draw`), and what stands below it."""
+    """One picture of a figure (see `patch_maps.draw`), and what stands below it."""
 
     image: UInt8[np.ndarray, "h w c"]
     source: SourceMap | None = None
@@ -254,7 +254,7 @@ def to_svg(figure: Figure) -> str:
         height, width = (side * drawing.scale for side in drawing.pixels.shape[:2])
         parts.append(
             f'<g transform="translate({x} {y})"><image width="{width}" height="{height}" '
-            f'image-rendering="pixelated" href="{_data_url(drawing.pixels)}"/>'
+            f'image-rendering="pixelated" href="{data_url(drawing.pixels)}"/>'
         )
         parts += [_path(mark) for mark in drawing.marks]
         parts.append("</g>")
@@ -274,7 +274,8 @@ def _path(mark: Mark) -> str:
     return f"{head}><title>{escape(mark.title)}</title></path>" if mark.title else f"{head}/>"
 
 
-def _data_url(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+def data_url(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    """An image as what HTML and SVG take for a file's address."""
     # PNG keeps the edges of small images; of photographs JPEG needs a quarter.
     kind = "png" if pixels.shape[1] <= 64 else "jpeg"
     options = {"quality": 90, "subsampling": 0} if kind == "jpeg" else {"optimize": True}

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Num, UInt8
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.models.vit import Info, Stage
+from tdm_jax.models.info import Info, Stage
 from tdm_jax.plotting import colors
-from tdm_jax.plotting.colors import RGB
+from tdm_jax.plotting.colors import RGB, Shade
 from tdm_jax.reduction.token_state import TokenKind
 
 MASK: RGB = (226, 226, 230)
@@ -66,7 +66,7 @@ class SourceMap:
     Attributes:
       grid: rows and columns of patches.
       assign: for each patch, row by row, the token that stands for it; -1 if it was dropped.
-      kind: what each token is made of: tokens.KEPT, TokenKind.MATCHED, TokenKind.CLUSTER or TokenKind.FUSED.
+      kind: what each token is made of, a `TokenKind`.
     """
 
     grid: tuple[int, int]
@@ -159,7 +159,7 @@ class Patch:
 
     def border(self, group: Bool[np.ndarray, "r c"], rgb: RGB, inset: int, width: int) -> Mark:
         """A line of `width` pixels that runs `inset` pixels inside the edge of a set of patches."""
-        rects = []
+        rects: list[Rect] = []
         padded = np.pad(group, 1)
         for row, col in np.argwhere(group).tolist():
             near = padded[row : row + 3, col : col + 3]
@@ -259,8 +259,11 @@ def draw(
     hidden, filled = action == HIDE, action == FILL
     patch = Patch(width * scale, height * scale)
     marks = [patch.fill(hidden, MASK, MASK_ALPHA, f"{hidden.sum()} patches dropped")]
-    for group, rgb in _groups(source, np.isin(action, (FILL, OUTLINE))):
-        marks += patch.cluster(group, rgb) if filled[group].all() else patch.outline(group, rgb)
+    labels, shades = shade_groups(source, np.isin(action, (FILL, OUTLINE)))
+    for number, shade in enumerate(shades):
+        group = labels == number
+        paint = patch.cluster if filled[group].all() else patch.outline
+        marks += paint(group, shade.rgb)
     grey = (hidden | filled).repeat(height, axis=0).repeat(width, axis=1)
     pixels = np.where(grey[..., None], _grey(image), image)
     marks = tuple(mark for mark in marks if mark.rects)
@@ -273,14 +276,14 @@ def _grey(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.broadcast_to(np.round(70 + 0.6 * luma).astype(np.uint8)[..., None], image.shape)
 
 
-def _groups(
-    source: SourceMap, coloured: Bool[np.ndarray, "r c"]
-) -> Iterator[tuple[Bool[np.ndarray, "r c"], RGB]]:
-    """The coloured groups of patches, each with a colour that its neighbours do not have."""
-    assign = source.assign.reshape(source.grid)
-    tokens, places = np.unique(assign[coloured], return_inverse=True)
+def shade_groups(
+    source: SourceMap, colored: Bool[np.ndarray, "r c"]
+) -> tuple[Int[np.ndarray, "r c"], list[Shade]]:
+    """Which group each colored patch is in, -1 for the others, and a color for each group.
+
+    Groups that touch have different ones.
+    """
+    tokens, places = np.unique(source.assign.reshape(source.grid)[colored], return_inverse=True)
     labels = np.full(source.grid, -1)
-    labels[coloured] = places
-    shades = colors.share_out(colors.neighbours(labels, len(tokens)))
-    for group, shade in enumerate(shades):
-        yield labels == group, shade.rgb
+    labels[colored] = places
+    return labels, colors.share_out(colors.neighbours(labels, len(tokens)))

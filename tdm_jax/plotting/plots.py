@@ -1,6 +1,6 @@
 """Plots of results: accuracy against keep rate, FLOPs, throughput and diversity.
 
-Rows become lines in `series`. Methods differ in colour and marker and are named at their lines: no
+Rows become lines in `curves`. Methods differ in colour and marker and are named at their lines: no
 legend has to be matched, nor colours told apart.
 
 Needs matplotlib, the extra `viz`.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tdm_jax.analysis.results import Row
+from tdm_jax.analysis.results import Result
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import replacing
 from tdm_jax.plotting import colors
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Yellow is left out: on white it has no contrast.
-_COLOURS = (
+_COLORS = (
     colors.BLUE,
     colors.VERMILLION,
     colors.GREEN,
@@ -43,26 +43,26 @@ _INK, _QUIET, _FAINT = (
 class Look(NamedTuple):
     """How a line is drawn."""
 
-    colour: str
-    label_colour: str
+    color: str
+    label_color: str
     marker: str
     dash: Any
 
     @classmethod
     def of(cls, index: int) -> "Look":
         """Of the index-th line; the first seven differ in colour, 63 in colour and marker."""
-        rgb = _COLOURS[index % len(_COLOURS)]
+        rgb = _COLORS[index % len(_COLORS)]
         return cls(
             colors.hex_code(rgb),
             # Text needs more contrast than a line.
             colors.hex_code(colors.mix(rgb, colors.INK, 0.35)),
             _MARKERS[index % len(_MARKERS)],
-            _DASHES[index // len(_COLOURS) % len(_DASHES)],
+            _DASHES[index // len(_COLORS) % len(_DASHES)],
         )
 
 
 def plot(
-    rows: Sequence[Row], against: str, title: str = "", size: tuple[float, float] = (7.2, 4.4)
+    rows: Sequence[Result], against: str, title: str = "", size: tuple[float, float] = (7.2, 4.4)
 ) -> "Figure":
     """Plots accuracy against something, a line for each method.
 
@@ -70,7 +70,7 @@ def plot(
     rows that no other beats in accuracy at no more cost. Its points show their keep rates.
 
     Args:
-      rows: see `series`; those that lack the accuracy or the horizontal value are left out.
+      rows: at least one; those that lack the accuracy or the horizontal value are left out.
       against: one of `AXES`.
       title: "" for none.
       size: width and height in inches; on a smaller plot the text is larger beside the rest.
@@ -94,7 +94,7 @@ def plot(
     for name, (index, points) in lines.items():
         look = Look.of(index)
         _draw_line(axes, points, look)
-        ends.append((name, points[-1], look.label_colour))
+        ends.append((name, points[-1], look.label_color))
     for name, point in references.items():
         _draw_reference(axes, point)
         ends.append((f"{name} {point.y:.1f}", point, _INK))
@@ -156,7 +156,7 @@ def _draw_line(axes: "Axes", points: Sequence[Point], look: Look) -> None:
         [p.y for p in points],
         xerr=x_errors if x_errors.any() else None,
         yerr=y_errors if y_errors.any() else None,
-        color=look.colour,
+        color=look.color,
         marker=look.marker,
         linestyle=look.dash,
         linewidth=1.8,
@@ -214,20 +214,20 @@ def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     heights = spread_out([(point.y - low) / (high - low) for _, point, _ in ends], gap)
-    for (name, point, colour), height in zip(ends, heights, strict=True):
+    for (name, point, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             _shortened(name, longest),
             (right if math.isnan(point.x) else point.x, point.y),
             (1.04, height),
             textcoords="axes fraction",
-            color=colour,
+            color=color,
             fontweight="bold",
             va="center",
             parse_math=False,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
-                "color": colour,
+                "color": color,
                 "linewidth": 0.7,
                 "alpha": 0.6,
                 "shrinkA": 2,

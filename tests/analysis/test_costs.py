@@ -76,8 +76,8 @@ def test_matmul_convention_has_a_closed_form_without_reduction():
 def test_matmul_convention_counts_the_lowered_program(name):
     model = create_model("vit", name, None if name == "none" else 0.5, **tiny(name))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), images)
-    text = jax.jit(model.apply).lower(params, images).as_text()
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    text = jax.jit(model.apply).lower(variables, images).as_text()
     assert costs.count(model, convention="matmul").macs == lowered_products(text)
 
 
@@ -131,3 +131,13 @@ def test_remat_keeps_fewer_bytes():
 def test_unknown_convention_is_refused():
     with pytest.raises(InputError, match="did you mean 'torchprofile'"):
         costs.count(SMALL, convention="torchprof")
+
+
+def test_a_model_keeps_its_reducer_unless_another_is_named():
+    """Defect C: other settings dropped it, and "none" left it."""
+    model = create_model(SMALL, "tdm", 0.7)
+    assert costs.count(model).macs == costs.count(SMALL, "tdm", 0.7).macs
+    assert round(costs.count(model, num_classes=10).gflops, 2) == 3.00
+    assert costs.count(model, "none") == costs.count(SMALL)
+    assert costs.count(model, keep_rate=0.5) == costs.count(SMALL, "tdm", 0.5)
+    assert costs.count(model, "evit", 0.7, num_classes=1000) == costs.count(SMALL, "evit", 0.7)

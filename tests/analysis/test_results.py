@@ -1,39 +1,39 @@
 import csv
+import dataclasses
 import io
 import json
 import math
 
-import numpy as np
 import pytest
 
 from tdm_jax.analysis import results
+from tdm_jax.analysis.results import Result
 from tdm_jax.errors import InputError
 
 ROWS = [
-    {
-        "model": "deit_small",
-        "method": "none",
-        "keep_rate": None,
-        "top1_percent": 79.8,
-        "parameters": 22_050_664,
-        "macs": 4_603_567_752,
-        "flops_reduction_percent": 0.0,
-        "images_per_second": 943.4,
-        "speedup": 1.0,
-    },
-    {
-        "model": "deit_small",
-        "method": "a|b",
-        "keep_rate": (0.7, 0.5, 0.5),
-        "top1_percent": np.float32(79.25),
-        "top1_spread": 0.4,
-        "parameters": np.int64(22_050_664),
-        "macs": 3_004_791_637,
-        "flops_reduction_percent": 34.73,
-        "images_per_second": 1468.0,
-        "images_per_second_quartiles": [1450.2, 1480.0],
-        "speedup": math.nan,
-    },
+    Result(
+        model="deit_small",
+        method="none",
+        top1_percent=79.8,
+        parameters=22_050_664,
+        macs=4_603_567_752,
+        flops_reduction_percent=0.0,
+        images_per_second=943.4,
+        speedup=1.0,
+    ),
+    Result(
+        model="deit_small",
+        method="a|b",
+        keep_rate=(0.7, 0.5, 0.5),
+        top1_percent=79.25,
+        top1_spread=0.4,
+        parameters=22_050_664,
+        macs=3_004_791_637,
+        flops_reduction_percent=34.73,
+        images_per_second=1468.0,
+        images_per_second_quartiles=(1450.2, 1480.0),
+        speedup=math.nan,
+    ),
 ]
 
 
@@ -80,13 +80,13 @@ def test_markdown_reads_as_the_papers_tables():
 
 
 def test_source_is_aligned_and_no_cell_breaks_the_table():
-    text = results.markdown([*ROWS, {"method": "two\nlines"}])
+    text = results.markdown([*ROWS, Result(method="two\nlines")])
     assert len({len(line) for line in text.splitlines()}) == 1
     assert len(text.splitlines()) == 5
 
 
 def test_columns_of_which_nothing_is_known_are_left_out():
-    heading = results.markdown([{"method": "none", "top1_percent": None, "speedup": math.nan}])
+    heading = results.markdown([Result(method="none", speedup=math.nan)])
     assert cells(heading.splitlines()[0]) == ["Method"]
 
 
@@ -132,13 +132,38 @@ def test_a_table_of_other_columns_with_a_remark(tmp_path):
     assert lines[-2:] == ["", "For one image."]
 
 
-def test_a_file_is_no_folder(tmp_path):
-    results.check_folder("")
-    results.check_folder(tmp_path)
-    results.check_folder(tmp_path / "new")
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--output: expected a folder; got the file .*/file"):
-        results.check_folder(tmp_path / "file")
+def test_json_comes_back_as_rows(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(results.to_json(ROWS))
+    first, second = results.read_json(path)
+    assert first == ROWS[0]
+    # What was not known is None, whatever it was before.
+    assert second == dataclasses.replace(ROWS[1], speedup=None)
+
+
+def test_a_comparison_without_accuracies_has_their_keys_and_no_others():
+    bare = Result(model="m", method="tdm", parameters=1, macs=2, flops_reduction_percent=3.0)
+    (row,) = results.records([bare])
+    assert list(row) == [
+        *("model", "method", "keep_rate", "training", "top1_percent"),
+        *("parameters", "macs", "flops_reduction_percent"),
+    ]
+    assert row["keep_rate"] is row["top1_percent"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected a table's JSON"),
+        ('{"table": []}', "expected a table's JSON"),
+        ('{"rows": [{"top1": 3}]}', "unknown key of a table 'top1'"),
+    ],
+)
+def test_what_is_no_table_is_one_line(text, message, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        results.read_json(path)
 
 
 def test_no_rows_is_one_line_and_writes_nothing(tmp_path):

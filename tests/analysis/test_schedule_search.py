@@ -6,7 +6,7 @@ import pytest
 from tdm_jax import create_model, make_reducer
 from tdm_jax.analysis import costs
 from tdm_jax.analysis.candidate import Candidate
-from tdm_jax.analysis.schedule_search import TILES, advice, advise, candidates
+from tdm_jax.analysis.schedule_search import TILES, advice, advise, schedules
 from tdm_jax.analysis.timing import BASELINE, Timing
 from tdm_jax.errors import InputError
 
@@ -15,11 +15,11 @@ LIMIT = 3_010_000_000  # TDM at keep rate 0.7, and a little
 
 
 def test_every_schedule_fills_its_tile_within_the_limit():
-    found = candidates(DEIT, LIMIT)
-    assert found[1].counts == (138, 97, 68)
-    assert set(found) <= set(TILES)
-    assert len(set(found.values())) == len(found) > 4
-    for tile, reducer in found.items():
+    by_tile = schedules(DEIT, LIMIT)
+    assert by_tile[1].counts == (138, 97, 68)
+    assert set(by_tile) <= set(TILES)
+    assert len(set(by_tile.values())) == len(by_tile) > 4
+    for tile, reducer in by_tile.items():
         assert costs.count(DEIT.clone(reducer=reducer)).macs <= LIMIT
         # 196 patches are all there are: nothing fills a tile beyond them.
         assert all((count + 1) % tile == 0 or count == 196 for count in reducer.counts)
@@ -38,7 +38,7 @@ def test_what_cannot_be_says_so(method, limit, said):
     name, *preset = method.split("/preset=")
     reducer = make_reducer(name, **({"preset": preset[0]} if preset else {}))
     with pytest.raises(InputError, match=said):
-        candidates(DEIT.clone(reducer=reducer), int(limit))
+        schedules(DEIT.clone(reducer=reducer), int(limit))
 
 
 def test_the_fastest_comes_first_and_the_baseline_last():
@@ -61,9 +61,23 @@ def test_the_fastest_comes_first_and_the_baseline_last():
         dtype=jnp.float32,
         timing=Timing(rounds=2, min_seconds=0.0, warmup=1),
     )
-    assert rows[-1]["verdict"] == BASELINE
-    assert len(rows) == len(candidates(model, limit)) + 1
-    speeds = [row["speedup"] for row in rows[:-1]]
+    assert rows[-1].verdict == BASELINE
+    assert len(rows) == len(schedules(model, limit)) + 1
+    speeds = [row.speedup for row in rows[:-1]]
     assert speeds == sorted(speeds, reverse=True)
     said = advice(rows)
     assert said.startswith(f"fastest: make_reducer('topk', layers=(1,), counts={rows[0]['counts']}")
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "sit", "patchmerger"])
+def test_weights_whose_shapes_follow_the_counts(method, tiny_model):
+    """Defect F: one tree of weights was given to every schedule."""
+    model, variables = tiny_model(method, 0.5, layers=(1,), image_size=32)
+    rows = advise(
+        Candidate("tiny", method, 0.5, model, variables),
+        costs.multiply_adds(model),
+        batch_size=1,
+        dtype=jnp.float32,
+        timing=Timing(rounds=1, min_seconds=0.0, warmup=1),
+    )
+    assert len({row.counts for row in rows}) == len(rows) > 2

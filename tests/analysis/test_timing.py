@@ -1,4 +1,7 @@
-"""Measuring: turns, quotients, verdicts; and what a compiled program reports of itself."""
+"""Measuring: turns, quotients, verdicts; and what a compiled program reports of itself.
+
+Covers tdm_jax.analysis.environment.
+"""
 
 import dataclasses
 import itertools
@@ -45,7 +48,7 @@ def test_a_drifting_machine_leaves_the_speedup_exact():
     assert fast.verdict == timing.FASTER
 
 
-def test_contenders_take_turns_in_changing_order():
+def test_candidates_take_turns_in_changing_order():
     calls = []
     programs = [scripted(lambda n, i=i: calls.append(i) or 1.0) for i in range(3)]
     turns = []
@@ -102,10 +105,10 @@ def test_a_forward_pass_is_compiled_measured_and_accounted_for():
     model = create_model(
         "vit", image_size=32, patch_size=8, width=32, depth=2, num_heads=2, num_classes=5
     )
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    small, large = (timing.compile_forward(model, params, n) for n in (1, 4))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    small, large = (timing.compile_forward(model, variables, n) for n in (1, 4))
     assert small.call().shape == (1, 5)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     assert small.memory_bytes > weights
     assert large.memory_bytes > small.memory_bytes
     assert small.compile_seconds > 0

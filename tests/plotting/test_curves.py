@@ -1,17 +1,25 @@
 """What becomes of rows: names, numbers and order of lines, and the front."""
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tdm_jax.analysis.results import Result
 from tdm_jax.plotting.curves import AXES, Point, collect, pareto_front
 
 
 def row(method, keep_rate, top1, **more):
-    return {"method": method, "keep_rate": keep_rate, "top1_percent": top1, **more}
+    return Result(method=method, keep_rate=keep_rate, top1_percent=top1, **more)
 
 
 def test_lines_run_from_left_to_right_and_keep_their_numbers():
-    rows = [row("none", None, 80), row("late", 0.9, None), row("tdm", 0.5, 78), row("tdm", 0.7, 79)]
+    rows = [
+        row("none", None, 80.0),
+        row("late", 0.9, None),
+        row("tdm", 0.5, 78.0),
+        row("tdm", 0.7, 79.0),
+    ]
     lines, references = collect(rows, AXES["keep_rate"])
     (name, (number, points)), *others = lines.items()
     assert (name, number, others) == ("tdm", 1, [])
@@ -21,9 +29,9 @@ def test_lines_run_from_left_to_right_and_keep_their_numbers():
 
 def test_what_all_rows_share_is_no_part_of_a_name():
     shared = {"model": "small", "training": "fine-tuned"}
-    rows = [row("tdm", 0.5, 78, **shared), row("topk", 0.5, 77, **shared)]
+    rows = [row("tdm", 0.5, 78.0, **shared), row("topk", 0.5, 77.0, **shared)]
     assert list(collect(rows, AXES["keep_rate"])[0]) == ["tdm", "topk"]
-    rows[1]["training"] = ""
+    rows[1] = dataclasses.replace(rows[1], training="")
     assert list(collect(rows, AXES["keep_rate"])[0]) == ["tdm fine-tuned", "topk"]
 
 

@@ -104,7 +104,12 @@ def test_photographs_go_into_the_svg_as_jpeg():
 
 
 def test_any_label_can_be_painted(panels):
-    to_image(figure(panels, columns=["żółw 中文", "x" * 200], cell=64))
+    laid_out = figure(panels, columns=["żółw 中文", "x" * 200], cell=64)
+    picture = np.asarray(to_image(laid_out))
+    for text in [text for text in laid_out.texts if text.y < laid_out.drawings[0].y]:
+        half = text.size // 2
+        area = picture[text.y - half : text.y + half, text.x - 2 * half : text.x + 2 * half]
+        assert (area < 128).any()
 
 
 def test_long_labels_are_cut(panels):

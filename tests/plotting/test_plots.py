@@ -8,28 +8,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tdm_jax.analysis.results import Result
 from tdm_jax.errors import InputError
 from tdm_jax.plotting import plots
 from tdm_jax.plotting.plots import plot, save, spread_out
 
 
 def row(method, keep_rate, top1, macs=None, speed=None, **more):
-    return {
-        "method": method,
-        "keep_rate": keep_rate,
-        "top1_percent": top1,
-        "macs": macs,
-        "images_per_second": speed,
+    return Result(
+        method=method,
+        keep_rate=keep_rate,
+        top1_percent=top1,
+        macs=macs,
+        images_per_second=speed,
         **more,
-    }
+    )
 
 
 ROWS = [
-    row("none", None, 79.8, 4.6e9, 900.0, diversity=9.0),
-    row("tdm", 0.5, 79.0, 2.3e9, 1800.0, diversity=5.0, images_per_second_quartiles=[1700, 1850]),
-    row("tdm", 0.7, 79.6, 3.0e9, 1400.0, diversity=7.0, top1_spread=0.3),
-    row("random", 0.5, 77.0, 2.4e9, 1900.0, diversity=6.0),
-    row("random", 0.7, math.nan, 3.0e9, 1500.0),
+    row("none", None, 79.8, 4_600_000_000, 900.0, diversity=9.0),
+    row(
+        "tdm",
+        0.5,
+        79.0,
+        2_300_000_000,
+        1800.0,
+        diversity=5.0,
+        images_per_second_quartiles=(1700.0, 1850.0),
+    ),
+    row("tdm", 0.7, 79.6, 3_000_000_000, 1400.0, diversity=7.0, top1_spread=0.3),
+    row("random", 0.5, 77.0, 2_400_000_000, 1900.0, diversity=6.0),
+    row("random", 0.7, math.nan, 3_000_000_000, 1500.0),
 ]
 
 
@@ -75,16 +84,16 @@ def test_error_bars_have_the_ends_they_are_given():
 
 def test_a_method_looks_the_same_on_every_plot():
     first = plot([*ROWS, row("late", 0.5, 70.0)], "keep_rate")
-    second = plot([row("late", 0.5, 70.0), row("tdm", 0.5, 79.0, 2.3e9)], "flops")
+    second = plot([row("late", 0.5, 70.0), row("tdm", 0.5, 79.0, 2_300_000_000)], "flops")
     names = ["late", "tdm"]
-    colours = {
+    colors = {
         name: next(t for t in first.axes[0].texts if t.get_text() == name).get_color()
         for name in names
     }
-    assert colours["late"] != colours["tdm"]
+    assert colors["late"] != colors["tdm"]
     # "late" has no FLOPs, but still the first look is its own.
     tdm = next(t for t in second.axes[0].texts if t.get_text() == "tdm")
-    assert tdm.get_color() == plots.Look.of(1).label_colour
+    assert tdm.get_color() == plots.Look.of(1).label_color
 
 
 def test_long_names_leave_the_lines_room(tmp_path):
@@ -151,7 +160,7 @@ def test_state_of_matplotlib_is_left_alone(tmp_path):
     [
         (ROWS, "flopps", "did you mean 'flops'"),
         ([], "flops", "expected rows with top1_percent and macs; got none"),
-        ([row("tdm", 0.5, None, 2.3e9)], "flops", "got none"),
+        ([row("tdm", 0.5, None, 2_300_000_000)], "flops", "got none"),
     ],
 )
 def test_what_cannot_be_plotted_is_one_line(rows, against, message):

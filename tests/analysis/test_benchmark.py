@@ -1,21 +1,25 @@
-"""The benchmark's rows, its free twins, and what happens when memory runs out."""
+"""The benchmark's rows, its free twins, and what happens when memory runs out.
+
+Covers tdm_jax.benchmark.
+"""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdm_jax import benchmark as bench
+from tdm_jax import benchmark as command
 from tdm_jax import create_model, make_reducer
+from tdm_jax.analysis import benchmark as bench
 from tdm_jax.analysis import costs, timing
+from tdm_jax.analysis.benchmark import benchmark
 from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.analysis.timing import Timing
-from tdm_jax.benchmark import benchmark
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.sliced import Sliced
+from tests import commands
 
 TINY = {
     "image_size": 16,
@@ -43,36 +47,36 @@ def rows():
 
 
 def test_rows_come_with_their_baseline(rows):
-    assert [(row["mode"], row["method"]) for row in rows] == [
+    assert [(row.mode, row.method) for row in rows] == [
         ("forward", "none"),
         ("forward", "topk"),
         ("train", "none"),
         ("train", "topk"),
     ]
     for base, reduced in (rows[:2], rows[2:]):
-        assert base["speedup"] == 1.0
-        assert base["verdict"] == timing.BASELINE
-        assert "reduction_share" not in base
-        assert reduced["reduction_share"] < 1
+        assert base.speedup == 1.0
+        assert base.verdict == timing.BASELINE
+        assert base.reduction_share is None
+        assert reduced.reduction_share < 1
 
 
 def test_figures_follow_from_each_other(rows):
     for row in rows:
-        assert row["compile_seconds"] > 0
-        assert row["memory_bytes"] > 0
-        low, high = row["latency_quartiles"]
-        assert low <= row["latency_seconds"] <= high
+        assert row.compile_seconds > 0
+        assert row.memory_bytes > 0
+        low, high = row.latency_quartiles
+        assert low <= row.latency_seconds <= high
     forward = rows[1]
     macs = costs.count(tiny().model, convention="matmul").macs
-    expected = 2 * macs * forward["images_per_second"]
-    assert forward["flops_per_second"] == pytest.approx(expected)
+    expected = 2 * macs * forward.images_per_second
+    assert forward.flops_per_second == pytest.approx(expected)
     # A training step holds gradients and moments too.
-    assert rows[2]["memory_bytes"] > 3 * rows[0]["memory_bytes"]
+    assert rows[2].memory_bytes > 3 * rows[0].memory_bytes
 
 
 def test_a_step_of_training_trains():
-    entry = tiny()
-    program = bench.training_program(entry.model, entry.weights(), 2)
+    candidate = tiny()
+    program = bench.compile_training(candidate.model, candidate.any_variables(), 2)
     losses = [float(program.call()["loss"]) for _ in range(3)]
     assert len(set(losses)) == 3
 
@@ -95,18 +99,18 @@ def test_a_twin_has_the_counts_of_its_method(method):
 
 
 def test_running_out_of_memory_is_a_row(monkeypatch):
-    def make(model, params, batch_size):
+    def make(model, variables, batch_size):
         if batch_size > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
-        return timing.compile_forward(model, params, batch_size)
+        return timing.compile_forward(model, variables, batch_size)
 
-    monkeypatch.setitem(bench._PROGRAMS, "forward", make)
+    monkeypatch.setitem(bench._COMPILE, "forward", make)
     found = benchmark(
         [tiny()], batch_sizes=[1, 4], modes=["forward"], dtypes=["float32"], timing=QUICK
     )
-    assert [row["batch_size"] for row in found] == [1, 1, 4, 4]
-    assert "speedup" in found[1]
-    assert [row["verdict"] for row in found[2:]] == [bench.OUT_OF_MEMORY] * 2
+    assert [row.batch_size for row in found] == [1, 1, 4, 4]
+    assert found[1].speedup > 0
+    assert [row.verdict for row in found[2:]] == [bench.OUT_OF_MEMORY] * 2
 
 
 @pytest.mark.parametrize(
@@ -124,20 +128,15 @@ def test_bad_input(wrong, message):
 
 
 def test_the_command_writes_as_it_goes(monkeypatch, tmp_path, capsys):
-    given = types.SimpleNamespace(
-        batch_sizes=["1"],
-        modes=["forward"],
-        dtypes=["bfloat16"],
-        rounds=2,
-        min_seconds=0.0,
-        advise=None,
-        output=str(tmp_path),
-    )
-    monkeypatch.setattr(bench.flags, "FLAGS", given)
-    monkeypatch.setattr(bench.contenders, "from_flags", lambda: [tiny()])
-    bench.main()
+    monkeypatch.setattr(command, "make_candidates", lambda **names: [tiny()])
+    quick = ("--batch_sizes=1", "--modes=forward", "--rounds=2", "--min_seconds=0")
+    commands.run(command, *quick, "--dtypes=bfloat16", f"--output={tmp_path}")
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert written["about"]["jax"] == jax.__version__
     assert [row["dtype"] for row in written["rows"]] == ["bfloat16"] * 2
     assert "| In reduction |" in capsys.readouterr().out
     assert "load" in (tmp_path / "benchmark.md").read_text()
+    limit = costs.count(tiny().model).macs / 1e9
+    commands.run(command, *quick, "--dtypes=float32", f"--advise={limit}", f"--output={tmp_path}")
+    assert "fastest: make_reducer('topk', layers=(1,), counts=" in capsys.readouterr().out
+    assert "Tokens after each stage" in (tmp_path / "advice.md").read_text()

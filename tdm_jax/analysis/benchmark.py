@@ -1,0 +1,218 @@
+"""Latency, throughput, memory and compile time, beside the unreduced model in the same rounds.
+
+One device, noise for images. For each batch size, type and mode (forward pass; training step with
+augmentation, gradient and AdamW) all candidates take turns, the unreduced model among them. Beside
+each method runs its twin with the same token counts, chosen for free (`reduction.sliced`): the
+share of the time that the twin saves is the share of the reduction. FLOP/s count two operations a
+multiply-add of the model's products and convolutions, three times that for a training step.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from tdm_jax.analysis import costs
+from tdm_jax.analysis.candidate import Candidate, with_baselines, without_reducer
+from tdm_jax.analysis.results import Column, Result, significant
+from tdm_jax.analysis.timing import (
+    Measurement,
+    Program,
+    Timing,
+    compile_forward,
+    measure,
+    program_bytes,
+    timed_compile,
+)
+from tdm_jax.data import make_config
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel import sharding
+from tdm_jax.reduction.sliced import Sliced
+from tdm_jax.training import optim
+from tdm_jax.training.experiment import DTYPES
+from tdm_jax.training.step import Recipe, init_state, lower_train_step
+
+FORWARD, TRAIN = "forward", "train"
+MODES = (FORWARD, TRAIN)
+OUT_OF_MEMORY = "out of memory"
+
+TABLE = (
+    *("model", "method", "keep_rate"),
+    Column("mode", "Mode"),
+    *("dtype", "batch_size"),
+    Column("latency_seconds", "Latency (ms)", lambda v: significant(1e3 * v), "latency_quartiles"),
+    *("images_per_second", "speedup"),
+    Column("reduction_share", "In reduction", lambda v: f"{100 * v:.0f}%"),
+    Column("flops_per_second", "GFLOP/s", lambda v: significant(v / 1e9)),
+    Column("memory_bytes", "Memory (MB)", lambda v: significant(v / 1e6)),
+    Column("compile_seconds", "Compile (s)", significant),
+    "verdict",
+)
+
+
+def compile_training(model: VisionTransformer, variables: PyTree, batch_size: int) -> Program:
+    """A training step on one device as `tdm_jax.train` runs it, on noise; each call is one step."""
+    # The recipe of ImageNet; nothing is read from there.
+    data_config = make_config(
+        name="tfds:imagenet2012",
+        data_dir="unused",
+        image_size=model.image_size,
+        channels=model.in_channels,
+        mean=(0.5,) * model.in_channels,
+        std=(0.25,) * model.in_channels,
+        batch_size=batch_size,
+        # Pairs of images are mixed: one image has no partner.
+        **({"mixup": 0.0, "cutmix": 0.0} if batch_size % 2 else {}),
+    )
+    settings = optim.OptimConfig(end_learning_rate=0.0)
+    schedule = optim.learning_rate(
+        settings, batch_size=batch_size, steps=1000, steps_per_epoch=100.0
+    )
+    recipe = Recipe(
+        model=model,
+        optimizer=optim.make_optimizer(settings, schedule),
+        schedule=schedule,
+        data_config=data_config,
+        num_classes=model.num_classes,
+    )
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    noise = np.random.default_rng(0)
+    shape = (batch_size, *model.image_size, model.in_channels)
+    batch = {
+        "image": noise.integers(0, 256, shape, np.uint8),
+        "label": noise.integers(0, model.num_classes, batch_size, np.int32),
+    }
+    batch = sharding.place_batch(mesh, batch)
+    # A step gives its state away: the variables must not be the caller's.
+    state = init_state(recipe, jax.tree.map(lambda leaf: leaf.copy(), variables))
+    state = jax.device_put(state, sharding.state_shardings(mesh, state))
+    compiled, seconds = timed_compile(lower_train_step(recipe, mesh, state))
+
+    def call() -> PyTree:
+        nonlocal state
+        state, values = compiled(state, batch, None)
+        return values
+
+    return Program(call, batch_size, seconds, program_bytes(compiled))
+
+
+_COMPILE: dict[str, Callable[[VisionTransformer, PyTree, int], Program]] = {
+    FORWARD: compile_forward,
+    TRAIN: compile_training,
+}
+
+
+def benchmark(
+    candidates: Sequence[Candidate],
+    *,
+    batch_sizes: Sequence[int],
+    modes: Sequence[str] = MODES,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    timing: Timing,
+    done: Callable[[list[Result]], None] = lambda rows: None,
+) -> list[Result]:
+    """Measures candidates over batch sizes, modes and types.
+
+    Args:
+      candidates: who takes part; the unreduced model is added.
+      batch_sizes: images per call.
+      modes: of `MODES`.
+      dtypes: of `experiment.DTYPES`.
+      timing: how long.
+      done: is given the rows of each group of candidates as soon as it is measured.
+
+    Returns:
+      One row for each candidate, mode, type and batch size; one that does not fit into memory has
+      the verdict `OUT_OF_MEMORY` instead of numbers.
+
+    Raises:
+      InputError: a mode, type or batch size cannot be.
+    """
+    for kind, names, known in (("mode", modes, MODES), ("dtype", dtypes, DTYPES)):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise InputError(f"expected batch sizes of at least 1; got {list(batch_sizes)}")
+    rows: list[Result] = []
+    for _, group in itertools.groupby(with_baselines(candidates), key=lambda one: one.name):
+        members = [(candidate, candidate.any_variables()) for candidate in group]
+        for dtype, mode, batch_size in itertools.product(dtypes, modes, batch_sizes):
+            new = _group(members, mode, dtype, batch_size, timing)
+            done(new)
+            rows += new
+    return rows
+
+
+def _group(
+    members: Sequence[tuple[Candidate, PyTree]],
+    mode: str,
+    dtype: str,
+    batch_size: int,
+    timing: Timing,
+) -> list[Result]:
+    """Candidates of one transformer and their twins, measured in turns."""
+    programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
+    for index, (candidate, variables) in enumerate(members):
+        model = candidate.model.clone(dtype=DTYPES[dtype])
+        runs = {False: (model, variables)}
+        if not candidate.is_baseline:
+            twin = model.clone(reducer=Sliced(like=model.reducer))
+            runs[True] = (twin, without_reducer(variables))
+        for is_twin, run in runs.items():
+            program = _fitting(_COMPILE[mode], *run, batch_size)
+            if program is not None:
+                programs[index, is_twin] = program
+    measured: dict[tuple[int, bool], Measurement] = {}
+    # Without its baseline a speed says nothing.
+    if (0, False) in programs:
+        measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
+    rows = []
+    for index, (candidate, _) in enumerate(members):
+        own, twin = measured.get((index, False)), measured.get((index, True))
+        values = {"verdict": OUT_OF_MEMORY}
+        if own is not None:
+            values = _values(candidate, mode, programs[index, False], own, twin)
+        values |= {"mode": mode, "dtype": dtype, "batch_size": batch_size}
+        rows.append(Result(**candidate.row, **values))
+    return rows
+
+
+def _fitting(
+    compile_program: Callable[[VisionTransformer, PyTree, int], Program],
+    model: VisionTransformer,
+    variables: PyTree,
+    batch_size: int,
+) -> Program | None:
+    """The program, or None if it does not fit into the device's memory."""
+    try:
+        program = compile_program(model, variables, batch_size)
+        program.seconds(1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return program
+
+
+def _values(
+    candidate: Candidate, mode: str, program: Program, own: Measurement, twin: Measurement | None
+) -> dict[str, Any]:
+    operations = 2 * costs.count(candidate.model, convention="matmul").macs
+    operations *= 3 if mode == TRAIN else 1
+    latency, share = own.latency, None
+    if twin is not None:
+        # Round by round, as a speed-up: what disturbs one disturbs the other.
+        share = float(np.median(1 - np.divide(twin.seconds, own.seconds)))
+    return own.row(is_baseline=candidate.is_baseline) | {
+        "latency_seconds": latency.median,
+        "latency_quartiles": (latency.low, latency.high),
+        "reduction_share": share,
+        "flops_per_second": operations * own.throughput.median,
+        "memory_bytes": program.memory_bytes,
+        "compile_seconds": program.compile_seconds,
+    }

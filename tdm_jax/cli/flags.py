@@ -1,0 +1,196 @@
+"""The flags that several commands share, and their values as plain numbers, lists and mappings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from tdm_jax.errors import InputError
+
+FLAGS = flags.FLAGS
+# A command's --help lists these flags as its own.
+flags.disclaim_key_flags()
+
+
+def numbers(flag: str, kind: type[int] | type[float] = float) -> list[Any] | None:
+    """The numbers of a list flag; None where it has no value."""
+    texts = FLAGS[flag].value
+    try:
+        return None if texts is None else [kind(text) for text in texts]
+    except ValueError as error:
+        raise InputError(f"--{flag}: expected numbers; got {','.join(texts)!r}") from error
+
+
+def define_candidates(models: Sequence[str] = (), methods: Sequence[str] = ("none",)) -> None:
+    """Who takes part."""
+    flags.DEFINE_list("models", list(models), "Names of models, or checkpoints of any kind.")
+    flags.DEFINE_list(
+        "methods",
+        list(methods),
+        "Methods to run each model with; settings stand behind the name, as in "
+        "tdm/preset=published.",
+    )
+    flags.DEFINE_list("keep_rates", ["0.7"], "Keep rates to run each method at.")
+    flags.DEFINE_multi_string(
+        "candidate", [], "One more row, as MODEL:METHOD:KEEP_RATE. May be given several times."
+    )
+    flags.DEFINE_alias("entry", "candidate")
+    _define_model()
+
+
+def candidates() -> dict[str, Any]:
+    """What `analysis.candidate.make_candidates` takes."""
+    further = []
+    for text in FLAGS.candidate:
+        parts = text.rsplit(":", 2)
+        try:
+            further.append((*parts[:-1], float(parts[-1])))
+        except ValueError:
+            parts = []
+        if len(parts) != 3:
+            raise InputError(f"--candidate: expected MODEL:METHOD:KEEP_RATE; got {text!r}")
+    return {
+        "models": FLAGS.models,
+        "methods": FLAGS.methods or ["none"],
+        "keep_rates": numbers("keep_rates"),
+        "candidates": further,
+        **_model(),
+    }
+
+
+def define_checkpoint() -> None:
+    """One checkpoint."""
+    flags.DEFINE_string("checkpoint", None, "A checkpoint of any kind.", required=True)
+    flags.DEFINE_bool("ema", False, "Take the averaged weights of a training.")
+    _define_model()
+
+
+def checkpoint() -> dict[str, Any]:
+    """What `analysis.candidate.make_candidates` takes, but for the methods."""
+    return {"models": [FLAGS.checkpoint], **({"ema": True} if FLAGS.ema else {}), **_model()}
+
+
+def _define_model() -> None:
+    flags.DEFINE_list("layers", None, "Blocks where methods act, from 0; by default their own.")
+    flags.DEFINE_integer(
+        "num_heads",
+        None,
+        "Heads of a checkpoint that does not say; by default one for 64 channels.",
+    )
+    flags.DEFINE_integer(
+        "image_size", None, "Side of the images in pixels; by default the model's own.", 1
+    )
+
+
+def _model() -> dict[str, Any]:
+    sizes = {"num_heads": FLAGS.num_heads, "image_size": FLAGS.image_size}
+    chosen = {name: value for name, value in sizes.items() if value is not None}
+    return {"layers": numbers("layers", int), **chosen}
+
+
+def define_data(eval_batch_size: int = 64) -> None:
+    """Which data, and how their images are prepared where that is not as the model says."""
+    flags.DEFINE_string("data", "", "Data to read: digits, folder or tfds:<name>.")
+    flags.DEFINE_string("data_dir", "", "Root of the folder, or the data_dir of TFDS.")
+    flags.DEFINE_string("split", "", "Name of the validation split, where it has no usual one.")
+    flags.DEFINE_integer(
+        "eval_batch_size",
+        eval_batch_size,
+        "Images in a batch of an evaluation; 0 for what the data say.",
+        0,
+    )
+    define_preprocessing()
+
+
+def data(why: str = "") -> dict[str, Any]:
+    """What `data.preprocessing.data_config_for` takes beside the model; {} without --data.
+
+    Args:
+      why: what needs data, for the message where there are none; "" where nothing does.
+
+    Raises:
+      InputError: there are none where they are needed, or a number cannot be read.
+    """
+    if why and not FLAGS.data:
+        raise InputError(f"{why}; expected --data; got none")
+    return {"name": FLAGS.data, **data_changes()} if FLAGS.data else {}
+
+
+def data_changes() -> dict[str, Any]:
+    """What the flags change of a data configuration."""
+    values = {
+        "data_dir": FLAGS.data_dir,
+        "validation_split": FLAGS.split,
+        "eval_batch_size": FLAGS.eval_batch_size,
+    }
+    return {name: value for name, value in values.items() if value} | preprocessing()
+
+
+def define_preprocessing() -> None:
+    """How images are prepared where that is not as the model says."""
+    for name, title in (("mean", "Mean"), ("std", "Standard deviation")):
+        text = f"{title} of each channel in [0, 1]; by default as the model says."
+        flags.DEFINE_list(name, None, text)
+    flags.DEFINE_float(
+        "crop_pct",
+        None,
+        "Share of the resized image that is cut out; by default as the model says.",
+    )
+    flags.DEFINE_string(
+        "interpolation",
+        None,
+        "How images are resized (nearest, bilinear, bicubic, lanczos); by default as the model "
+        "says.",
+    )
+
+
+def preprocessing() -> dict[str, Any]:
+    """What the flags say of it, as settings of a data configuration."""
+    values = {
+        "mean": numbers("mean"),
+        "std": numbers("std"),
+        "crop_pct": FLAGS.crop_pct,
+        "interpolation": FLAGS.interpolation,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def define_measuring() -> None:
+    """Whether and how speed is measured."""
+    flags.DEFINE_bool("measure", False, "Measure the speed, beside the unreduced model.")
+    flags.DEFINE_integer("batch_size", 32, "Images per call where speed is measured.", 1)
+    flags.DEFINE_integer("rounds", 20, "Turns of each program where speed is measured.", 1)
+
+
+def measuring() -> dict[str, Any] | None:
+    """What `analysis.timing.Timing` takes; None where no speed is asked for."""
+    return {"rounds": FLAGS.rounds} if FLAGS.measure else None
+
+
+def define_calibration() -> None:
+    """Whether adaptive methods are calibrated first."""
+    flags.DEFINE_integer(
+        "calibrate",
+        0,
+        "Fix the counts of adaptive methods (ats, avit, psvit) on so many batches of training "
+        "images first.",
+        0,
+    )
+
+
+def define_output(files: str, default: str | None = "") -> None:
+    """Where results go; required without a default."""
+    flags.DEFINE_string("output", default, f"Folder to write {files} to.", required=default is None)
+
+
+def output() -> Path | None:
+    """The folder for results; None where none is asked for.
+
+    Raises:
+      InputError: it can be no folder.
+    """
+    path = Path(FLAGS.output)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output: expected a folder; got the file {path}")
+    return path if FLAGS.output else None

@@ -1,0 +1,112 @@
+"""What the explorer of the page shows, as JSON can hold it: images, answers, and every patch."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from tdm_jax import data
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.evaluation import Evaluation
+from tdm_jax.data.pictures import Picture
+from tdm_jax.models.info import Stage
+from tdm_jax.plotting import colors
+from tdm_jax.plotting.figure import data_url
+from tdm_jax.plotting.patch_maps import DROPPED, SourceMap, as_rgb, shade_groups
+from tdm_jax.reduction.token_state import TokenKind
+
+_TOP = 3
+
+
+def explorer(
+    candidates: Sequence[Candidate], pictures: Sequence[Picture], evaluation: Evaluation
+) -> dict[str, Any]:
+    """Runs every candidate on every picture.
+
+    Args:
+      candidates: of one transformer, the unreduced model first.
+      pictures: images as the models see them, with labels.
+      evaluation: runs the models.
+    """
+    model = candidates[0].model
+    names = data.class_names(evaluation.data_config(model))
+    classes = [str(i) if names is None else names[i] for i in range(model.num_classes)]
+    pixels = np.stack([picture.pixels for picture in pictures])
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for candidate in candidates:
+        logits, stages = evaluation.explain(candidate, pixels)
+        shares = jax.device_get(jax.nn.softmax(logits, axis=-1))
+        rate = candidate.label.removeprefix(candidate.method).removesuffix(candidate.training)
+        method = ", ".join(word for word in (candidate.method, candidate.training) if word)
+        keep_rate = 1.0 if candidate.keep_rate is None else float(np.mean(candidate.keep_rate))
+        methods.setdefault(method, []).append(
+            {
+                "rate": rate.strip(),
+                "order": keep_rate,
+                "stages": [stage.layer + 1 for stage in stages],
+                "images": [
+                    _answer(shares[i], stages, i, model.shape.grid) for i in range(len(pictures))
+                ],
+            }
+        )
+    labels = [picture.label for picture in pictures]
+    return {
+        "grid": list(model.shape.grid),
+        "size": list(pixels.shape[1:3]),
+        "classes": {str(i): classes[i] for i in _mentioned(methods, labels)},
+        "colors": [colors.hex_code(shade.rgb) for shade in colors.SHADES],
+        "images": [
+            {"url": data_url(as_rgb(picture.pixels)), "label": picture.label}
+            for picture in pictures
+        ],
+        "methods": [
+            {"name": name, "runs": sorted(runs, key=lambda run: -run["order"])}
+            for name, runs in methods.items()
+        ],
+    }
+
+
+def _mentioned(methods: Mapping[str, list[dict[str, Any]]], labels: Sequence[int]) -> list[int]:
+    images = (image for runs in methods.values() for run in runs for image in run["images"])
+    return sorted({name for image in images for name, _ in image["says"]} | set(labels))
+
+
+def _answer(
+    shares: Float[np.ndarray, " k"], stages: Sequence[Stage], index: int, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """What a model says to one image, and what it makes of the patches."""
+    best = np.argsort(-shares, kind="stable")[:_TOP]
+    return {
+        "says": [[int(i), round(float(shares[i]), 4)] for i in best],
+        "stages": [_stage(SourceMap.of(stage, index, grid)) for stage in stages],
+    }
+
+
+def _stage(source: SourceMap) -> dict[str, Any]:
+    """One source map: each patch's token and kind, and a color for each group."""
+    kinds = source.patch_kind
+    grouped = np.isin(kinds, (TokenKind.MATCHED, TokenKind.CLUSTER, TokenKind.FUSED))
+    labels, shades = shade_groups(source, grouped.reshape(source.grid))
+    # The last one serves the label -1.
+    numbers = np.array([*(colors.SHADES.index(shade) for shade in shades), -1])
+    letters = {
+        TokenKind.KEPT: "k",
+        TokenKind.MATCHED: "m",
+        TokenKind.CLUSTER: "c",
+        TokenKind.FUSED: "c",
+        DROPPED: "d",
+    }
+    return {
+        "tokens": source.tokens,
+        "token": _packed(source.assign),
+        "kind": "".join(letters[int(kind)] for kind in kinds),
+        "color": _packed(numbers[labels].ravel()),
+    }
+
+
+def _packed(numbers: Int[np.ndarray, " p"]) -> str:
+    """Little-endian 16-bit integers in base 64."""
+    return base64.b64encode(numbers.astype("<i2").tobytes()).decode()

@@ -1,0 +1,64 @@
+"""The roofline against sums done by hand.
+
+Covers tdm_jax.roofline.
+"""
+
+import json
+
+import pytest
+
+from tdm_jax import create_model, make_reducer
+from tdm_jax import roofline as command
+from tdm_jax.analysis import costs
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.roofline import moved_bytes, roofline
+from tests import commands
+
+MODEL = create_model(
+    "vit",
+    make_reducer("topk", counts=(2,), layers=(0,)),
+    image_size=8,
+    patch_size=4,
+    in_channels=1,
+    width=8,
+    depth=2,
+    num_heads=2,
+    num_classes=3,
+)
+
+
+def test_bytes_by_hand():
+    # Patches 8 x 8 in, 4 tokens out; then 5 tokens in the first attention, 3 everywhere else.
+    activations = 64 + 4 * 8 + (5 + 3) * 11 * 8 + (3 + 3) * (3 * 8 + 2 * 32)
+    weights = costs.parameters(MODEL)
+    assert moved_bytes(MODEL, 10, 2) == pytest.approx(2 * (activations + weights / 10))
+
+
+@pytest.mark.parametrize(
+    ("peak", "bandwidth", "bound"), [(1e3, 1e12, "compute"), (1e12, 1e3, "memory")]
+)
+def test_the_slower_of_the_two_bounds(peak, bandwidth, bound):
+    rows = roofline(
+        [Candidate("tiny", "topk", None, MODEL)],
+        batch_size=10,
+        itemsize=2,
+        peak=peak,
+        bandwidth=bandwidth,
+    )
+    assert [row.method for row in rows] == ["none", "topk"]
+    base, reduced = rows
+    assert reduced.bound == bound
+    seconds = reduced.operations / peak if bound == "compute" else reduced.bytes / bandwidth
+    assert reduced.images_per_second == pytest.approx(1 / seconds)
+    assert base.speedup == 1 < reduced.speedup
+    assert reduced.intensity == pytest.approx(reduced.operations / reduced.bytes)
+
+
+def test_the_command_is_the_table_of_the_documents(tmp_path, capsys):
+    commands.run(command, "--models=deit_small_patch16_224", f"--output={tmp_path}")
+    table = capsys.readouterr().out
+    assert "| img/s at most | Speed-up at most |" in table
+    assert "20\u202f189" in table  # docs/performance.md
+    written = json.loads((tmp_path / "roofline.json").read_text())
+    assert written["about"]["tflops"] == 197.0
+    assert [row["bound"] for row in written["rows"]] == ["memory", "memory"]
