@@ -31,7 +31,8 @@ def parse(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
       InputError: a key is unknown or missing, or a value has another type; the key is named.
     """
     hints = typing.get_type_hints(kind)
-    known = {prefix + field.name: field for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # T stands for dataclasses
+    known = {prefix + field.name: field for field in fields}
     for name in values:
         if prefix + name not in known:
             raise unknown("configuration key", prefix + name, known)
@@ -64,7 +65,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         kind, parts = parts[0], typing.get_args(parts[0])
     else:
         kind = hint
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return parse(kind, value, f"{key}.")
     if parts and isinstance(value, tuple | list):
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts

@@ -29,6 +29,9 @@ def define_config(
     default: str | None, help_text: str, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
     """Defines --config, and --config.key for each key of what the file's `get_config()` returns."""
-    config_flags.DEFINE_config_file("config", None, help_text, flag_values)
-    flag_values["config"].parser = _Parser("config")
+    # A method has settings that no file lists; what nobody knows is refused when it is read.
+    config_flags.DEFINE_config_file(
+        "config", None, help_text, flag_values, lock_config=False, accept_new_attributes=True
+    )
+    flag_values["config"].parser = _Parser("config", lock_config=False)
     flag_values.set_default("config", default)

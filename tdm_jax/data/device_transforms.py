@@ -7,13 +7,13 @@ of devices.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from tdm_jax.data.config import DataConfig
 from tdm_jax.errors import InputError
 
 _ERASING_AREA = (0.02, 1 / 3)
@@ -21,25 +21,11 @@ _ERASING_ASPECT = (0.3, 1 / 0.3)
 _ERASING_ATTEMPTS = 10
 
 
-@runtime_checkable
-class AugmentSettings(Protocol):
-    """What `augment_batch` reads; `data.DataConfig` says what each one means."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    erasing: float
-    mixup: float
-    cutmix: float
-    mix_prob: float
-    mix_switch: float
-    label_smoothing: float
-
-
 def augment_batch(
     key: Key[Array, ""],
     images: UInt8[Array, "b h w ch"],
     labels: Int[Array, " b"],
-    config: AugmentSettings,
+    config: DataConfig,
     num_classes: int,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "b h w ch"], Float[Array, "b c"]]:
@@ -77,7 +63,7 @@ def augment_batch(
     return images.astype(dtype), targets
 
 
-def mixes(config: AugmentSettings) -> bool:
+def mixes(config: DataConfig) -> bool:
     """Whether images are mixed in pairs."""
     return bool(config.mix_prob and (config.mixup or config.cutmix))
 
@@ -188,7 +174,7 @@ def mix_pairs(
 
 
 def _mix_weight(
-    key: Key[Array, ""], size: tuple[int, int], mixup: float, cutmix: float, switch: float
+    key: Key[Array, ""], size: tuple[int, ...], mixup: float, cutmix: float, switch: float
 ) -> Float[Array, "h w"]:
     """Weight of the image itself at each pixel: λ everywhere, or 0 inside a box and 1 outside."""
     mix_key, cut_key, place_key, switch_key = jax.random.split(key, 4)

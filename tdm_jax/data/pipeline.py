@@ -256,7 +256,7 @@ def _load_train(
     rng: np.random.Generator,
 ) -> dict:
     """One augmented example; after one failure too many, a blank that carries the failures."""
-    corrupt = []
+    corrupt: list[int] = []
     while len(corrupt) <= config.max_corrupt and len(corrupt) < len(source):
         place = (index + len(corrupt)) % len(source)
         try:

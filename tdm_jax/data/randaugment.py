@@ -10,6 +10,7 @@ magnitude mean a stronger change for every operation.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -42,7 +43,12 @@ class RandAugment:
     increasing: bool = False
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator, *, fill: Fill, resample: int
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        *,
+        fill: Fill,
+        resample: Image.Resampling,
     ) -> Image.Image:
         """Applies the drawn operations to an RGB or grey image.
 
@@ -105,7 +111,7 @@ def parse(spec: str) -> RandAugment:
     return result
 
 
-_FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
+_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "m": ("magnitude", float),
     "n": ("layers", int),
     "p": ("prob", float),
@@ -123,7 +129,7 @@ def apply(
     *,
     increasing: bool = True,
     fill: Fill = 0,
-    resample: int = Image.Resampling.BICUBIC,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """One operation of `OPERATIONS` at a magnitude in [0, 10]; signs are drawn from `rng`."""
     change = OPERATIONS[name](magnitude / MAX_MAGNITUDE, rng, increasing)
@@ -132,7 +138,7 @@ def apply(
 
 # Each operation turns (strength in [0, 1], rng, increasing) into a function of an image, a fill
 # colour and an interpolation; the draws happen first, so that they never depend on the image.
-Change = Callable[[Image.Image, Fill, int], Image.Image]
+Change = Callable[[Image.Image, Fill, Image.Resampling], Image.Image]
 
 
 def _sign(rng: np.random.Generator) -> float:
@@ -170,7 +176,7 @@ def _translate(axis: int) -> Callable[..., Change]:
     def operation(strength: float, rng: np.random.Generator, increasing: bool) -> Change:
         share = 0.45 * strength * _sign(rng)
 
-        def change(image: Image.Image, fill: Fill, resample: int) -> Image.Image:
+        def change(image: Image.Image, fill: Fill, resample: Image.Resampling) -> Image.Image:
             pixels = share * image.size[axis]
             matrix = (1, 0, pixels, 0, 1, 0) if axis == 0 else (1, 0, 0, 0, 1, pixels)
             return _affine(image, matrix, fill, resample)
@@ -181,7 +187,7 @@ def _translate(axis: int) -> Callable[..., Change]:
 
 
 def _affine(
-    image: Image.Image, matrix: tuple[float, ...], fill: Fill, resample: int
+    image: Image.Image, matrix: tuple[float, ...], fill: Fill, resample: Image.Resampling
 ) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill

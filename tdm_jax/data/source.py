@@ -26,11 +26,13 @@ class Source(Protocol):
 
     Attributes:
       num_classes: labels lie in [0, num_classes).
-      class_names: in the order of the labels, or None where they have no names.
     """
 
     num_classes: int
-    class_names: tuple[str, ...] | None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In the order of the labels, or None where they have no names."""
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -50,7 +50,7 @@ def random_crop_box(
 
 
 def crop_and_resize(
-    image: Image.Image, box: Box, size: tuple[int, int], channels: int, resample: int
+    image: Image.Image, box: Box, size: tuple[int, int], channels: int, resample: Image.Resampling
 ) -> Image.Image:
     """Decodes only as finely as the crop needs, then crops and resizes with antialiasing.
 
@@ -67,7 +67,10 @@ def crop_and_resize(
     if shrink >= 2:
         image.draft(image.mode, (int(full[0] / shrink), int(full[1] / shrink)))
     scale = (image.size[0] / full[0], image.size[1] / full[1])
-    box = tuple(min(edge * scale[i % 2], image.size[i % 2]) for i, edge in enumerate(box))
+    left, top, right, bottom = (
+        min(edge * scale[i % 2], image.size[i % 2]) for i, edge in enumerate(box)
+    )
+    box = left, top, right, bottom
     return images.load(image, channels).resize((width, height), resample, box=box)
 
 
@@ -87,7 +90,7 @@ def random_affine(
     shift: float,
     scale: float,
     degrees: float,
-    resample: int,
+    resample: Image.Resampling,
 ) -> Image.Image:
     """Rotates and scales about the centre, then shifts; what is uncovered is black.
 
@@ -113,7 +116,7 @@ def random_affine(
 
 
 def resize_and_center_crop(
-    image: Image.Image, size: tuple[int, int], crop_pct: float, resample: int
+    image: Image.Image, size: tuple[int, int], crop_pct: float, resample: Image.Resampling
 ) -> Image.Image:
     """The evaluation transform: cover size / crop_pct, keep the aspect ratio, take the centre.
 
@@ -216,5 +219,5 @@ def _affine(image: Image.Image, config: DataConfig, rng: np.random.Generator) ->
     )
 
 
-def _resample(config: DataConfig) -> int:
+def _resample(config: DataConfig) -> Image.Resampling:
     return Image.Resampling[config.interpolation.upper()]

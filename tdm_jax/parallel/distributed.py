@@ -28,7 +28,7 @@ def initialize(
     """
     place = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in place):
-        if None in place:
+        if coordinator_address is None or num_processes is None or process_id is None:
             raise InputError(
                 "expected coordinator_address, num_processes and process_id together; got "
                 f"{coordinator_address}, {num_processes} and {process_id}"

@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,7 +18,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._signalled = False
-        self._previous = None
+        self._previous: Any = None
 
     def __enter__(self) -> "Preemption":
         # Only the main thread may install handlers; a run in another cannot be signalled.

@@ -92,7 +92,7 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
     """
     size = mesh.shape[FSDP]
 
-    def spec(leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+    def spec(leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
         if size == 1 or not axes or math.prod(leaf.shape) < FSDP_MIN_SIZE:
             return replicated(mesh)

@@ -7,20 +7,21 @@ its state and batch alone, on any number of devices.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Lowered
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import augment_batch, normalise
 from tdm_jax.models.info import Stage
+from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.ops.platform import reverse_mode
 from tdm_jax.parallel.sharding import (
     batch_sharding,
     gather_params,
@@ -68,7 +69,7 @@ class Recipe:
       teacher: the teacher's model; None without distillation.
     """
 
-    model: nn.Module
+    model: VisionTransformer
     optimizer: optax.GradientTransformation
     schedule: Callable
     data_config: DataConfig
@@ -77,7 +78,7 @@ class Recipe:
     ema_decay: float = 0.0
     accumulate: int = 1
     distill: losses.DistillConfig = losses.NO_DISTILLATION
-    teacher: nn.Module | None = None
+    teacher: VisionTransformer | None = None
 
 
 def init_state(recipe: Recipe, variables: PyTree) -> TrainState:
@@ -94,7 +95,7 @@ def init_state(recipe: Recipe, variables: PyTree) -> TrainState:
 def train_step(
     recipe: Recipe,
     state: TrainState,
-    batch: Mapping[str, ArrayLike],
+    batch: Mapping[str, Array],
     teacher_variables: PyTree = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -126,7 +127,8 @@ def train_step(
         gradient = _scattered(gradient, mesh)
     if recipe.accumulate > 1:
         gradient = _accumulated(gradient, recipe.accumulate)
-    grads, values = gradient(variables, model_key, images, targets)
+    with reverse_mode():
+        grads, values = gradient(variables, model_key, images, targets)
 
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.variables)
     variables = optax.apply_updates(state.variables, updates)
@@ -141,9 +143,9 @@ def train_step(
 
 
 def eval_step(
-    model: nn.Module,
+    model: VisionTransformer,
     variables: PyTree,
-    batch: Mapping[str, ArrayLike],
+    batch: Mapping[str, Array],
     data_config: DataConfig,
     *,
     explains: bool = False,
@@ -153,7 +155,7 @@ def eval_step(
     With `explains` also the logits, and what became of the patches (`Info.stages`).
     """
     images = normalise(batch["image"], data_config.mean, data_config.std)
-    output = model.apply(variables, images, return_info=explains)
+    output: Any = model.apply(variables, images, return_info=explains)
     logits = output[0] if explains else output
     sums = metrics.sums(logits, batch["label"], batch["mask"] > 0)
     return (sums, logits, output[1].stages) if explains else sums
@@ -176,7 +178,7 @@ def lower_train_step(
 
 
 def lower_eval_step(
-    model: nn.Module,
+    model: VisionTransformer,
     data_config: DataConfig,
     batch_size: int,
     mesh: Mesh,

@@ -130,7 +130,7 @@ def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix + key
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 import sys
 sys.path.insert(0, {tests!r})
-from tests.test_train import tiny_config
+from tests.training.test_loop import tiny_config
 
 def get_config():
     return tiny_config(steps=6, **{{"log_every": 2}})

@@ -38,7 +38,7 @@ def make_model(reducer="none", **overrides):
 
 def make_recipe(model=None, **changes):
     data = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
-    source = make_config(
+    data_config = make_config(
         name="digits", image_size=SIZE, batch_size=BATCH, channels=3, mean=(0.5,) * 3,
         std=(0.5,) * 3,
         **data | changes.pop("data", {}),
@@ -48,14 +48,14 @@ def make_recipe(model=None, **changes):
         model=model or make_model(drop_path=0.2),
         optimizer=optax.adamw(schedule),
         schedule=schedule,
-        data=source,
+        data_config=data_config,
         num_classes=CLASSES,
         seed=3,
     )
     return dataclasses.replace(recipe, **changes)
 
 
-def random_params(model, seed=0):
+def random_variables(model, seed=0):
     return model.init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))
 
 
@@ -68,7 +68,7 @@ def random_batch(seed=0, size=BATCH):
 
 
 def run(recipe, mesh, steps=3, teacher=None):
-    state = init_state(recipe, random_params(recipe.model))
+    state = init_state(recipe, random_variables(recipe.model))
     update = lower_train_step(recipe, mesh, state, teacher).compile()
     state = jax.device_put(state, sharding.state_shardings(mesh, state))
     teacher = jax.device_put(teacher, sharding.replicated(mesh))
@@ -92,9 +92,9 @@ def one_device():
 def test_the_number_of_devices_does_not_matter(fsdp, one_device, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
     state, values = run(make_recipe(), mesh_of(8, fsdp))
-    for mine, alone in zip(values, one_device[1], strict=True):
-        assert mine["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    kernel = state.params["params"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    for here, alone in zip(values, one_device[1], strict=True):
+        assert here["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    kernel = state.variables["params"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     moment = optax.tree.get(state.opt_state, "mu")["params"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     for leaf in (kernel, moment):
         assert leaf.addressable_shards[0].data.shape == (32, 128 // fsdp)
@@ -102,7 +102,7 @@ def test_the_number_of_devices_does_not_matter(fsdp, one_device, monkeypatch):
 
 def test_a_step_follows_the_seed_and_its_number():
     recipe = make_recipe(make_model(depth=1, drop_path=0.2))
-    state = init_state(recipe, random_params(recipe.model))
+    state = init_state(recipe, random_variables(recipe.model))
     later = state.replace(step=state.step + 1)
     other = dataclasses.replace(recipe, seed=4)
     first, again, second, third = (
@@ -117,8 +117,8 @@ def test_a_step_follows_the_seed_and_its_number():
 def test_data_parallel_training_only_reduces_gradients(reducer):
     recipe = make_recipe(make_model(reducer, drop_path=0.2))
     mesh = mesh_of(8)
-    params = random_params(recipe.model)
-    state = init_state(recipe, params)
+    variables = random_variables(recipe.model)
+    state = init_state(recipe, variables)
     text = lower_train_step(recipe, mesh, state).compile().as_text()
     found = COLLECTIVE.findall(text)
     assert {kind for _, kind in found} == {"all-reduce"}
@@ -128,7 +128,7 @@ def test_data_parallel_training_only_reduces_gradients(reducer):
         for shapes, _ in found
         for dims in re.findall(r"f32\[([\d,]*)\]", shapes)
     ]
-    assert sum(n for n in reduced if n > 1) == sum(x.size for x in jax.tree.leaves(params)) - 32
+    assert sum(n for n in reduced if n > 1) == sum(x.size for x in jax.tree.leaves(variables)) - 32
     assert reduced.count(1) <= 2
 
 
@@ -136,14 +136,14 @@ def test_split_weights_are_gathered_and_activations_stay(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
     recipe = make_recipe(make_model("tdm", drop_path=0.2))
     mesh = mesh_of(8, fsdp=4)
-    params = random_params(recipe.model)
-    known = {leaf.shape for leaf in jax.tree.leaves(params)}
+    variables = random_variables(recipe.model)
+    known = {leaf.shape for leaf in jax.tree.leaves(variables)}
     # A CPU multiplies patches by their kernel as rows of pixels.
-    p, _, c, d = params["params"]["patch_embed"]["proj"]["kernel"].shape
+    p, _, c, d = variables["params"]["patch_embed"]["proj"]["kernel"].shape
     known.add((p, p * c, d))
     programs = (
-        lower_train_step(recipe, mesh, init_state(recipe, params)),
-        lower_eval_step(recipe.model, recipe.data, BATCH, mesh, params),
+        lower_train_step(recipe, mesh, init_state(recipe, variables)),
+        lower_eval_step(recipe.model, recipe.data_config, BATCH, mesh, variables),
     )
     for program in programs:
         found = COLLECTIVE.findall(program.compile().as_text())
@@ -168,7 +168,9 @@ def is_part(shape, whole):
 def test_evaluation_does_not_communicate_but_for_its_sums(reducer):
     model = make_model(reducer)
     recipe = make_recipe(model)
-    text = lower_eval_step(model, recipe.data, BATCH, mesh_of(8), random_params(model)).compile()
+    text = lower_eval_step(
+        model, recipe.data_config, BATCH, mesh_of(8), random_variables(model)
+    ).compile()
     found = COLLECTIVE.findall(text.as_text())
     assert {kind for _, kind in found} == {"all-reduce"}
     assert all(not dims for shapes, _ in found for dims in re.findall(r"\[([\d,]*)\]", shapes))
@@ -178,25 +180,25 @@ def test_accumulation_is_the_big_batch():
     plain = make_recipe(make_model(depth=1))
     whole, first = run(plain, mesh_of(2), steps=2)
     parts, second = run(dataclasses.replace(plain, accumulate=4), mesh_of(2), steps=2)
-    for mine, theirs in zip(first, second, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    for values, expected in zip(first, second, strict=True):
+        assert values["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole.params, parts.params
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole.variables, parts.variables
     )
 
 
 def test_the_average_follows_the_weights():
     recipe = make_recipe(make_model(depth=1), ema_decay=0.9)
-    state = init_state(recipe, random_params(recipe.model))
+    state = init_state(recipe, random_variables(recipe.model))
     after, _ = train_step(recipe, state, random_batch())
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.params, after.params)
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.variables, after.variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.ema, expected)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
     recipe = make_recipe(make_model(dtype=jnp.bfloat16))
-    state = init_state(recipe, random_params(recipe.model))
+    state = init_state(recipe, random_variables(recipe.model))
     text = train_step.lower(recipe, state, random_batch()).as_text()
     # The products with weights; attention's softmax, and what flows back through it, is float32.
     lines = [line for line in text.splitlines() if "batching_dims" not in line]
@@ -205,14 +207,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
     assert ("bf16", "bf16") in products
     assert ("f32", "f32") not in products
     after, values = jax.eval_shape(lambda s: train_step(recipe, s, random_batch()), state)
-    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.variables)} == {jnp.dtype("float32")}
     assert values["loss"].dtype == jnp.float32
 
 
 def test_rematerialisation_changes_nothing_but_memory(one_device):
     _, values = run(make_recipe(make_model(drop_path=0.2, remat=True)), mesh_of(1))
-    for mine, theirs in zip(values, one_device[1], strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    for here, expected in zip(values, one_device[1], strict=True):
+        assert here["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "distilled"), [("hard", True), ("soft", False)])
@@ -221,8 +223,8 @@ def test_a_teacher_weighs_in(kind, distilled):
     teacher = make_model(depth=1)
     config = DistillConfig(kind=kind, teacher="given", weight=0.25)
     recipe = make_recipe(model, distill=config, teacher=teacher)
-    state = init_state(recipe, random_params(model))
-    _, values = train_step(recipe, state, random_batch(), random_params(teacher, seed=1))
+    state = init_state(recipe, random_variables(model))
+    _, values = train_step(recipe, state, random_batch(), random_variables(teacher, seed=1))
     values = {name: float(value) for name, value in values.items()}
     expected = 0.75 * values["cross_entropy"] + 0.25 * values["distillation"]
     assert values["loss"] == pytest.approx(expected, rel=1e-5)
@@ -233,11 +235,11 @@ def test_training_learns_a_batch_by_heart():
     clean = {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "label_smoothing": 0.0}
     recipe = make_recipe(make_model("evit"), data=clean)
     recipe = dataclasses.replace(recipe, optimizer=optax.adamw(3e-3))
-    state = init_state(recipe, random_params(recipe.model))
+    state = init_state(recipe, random_variables(recipe.model))
     batch = random_batch()
     for _ in range(60):
         state, values = train_step(recipe, state, batch)
     assert values["loss"] < 0.1
     masked = jax.tree.map(jnp.asarray, batch | {"mask": np.ones(BATCH, np.float32)})
-    sums = eval_step(recipe.model, state.params, masked, recipe.data)
+    sums = eval_step(recipe.model, state.variables, masked, recipe.data_config)
     assert sums["top1"] == BATCH
