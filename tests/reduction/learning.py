@@ -50,6 +50,7 @@ from tdm_jax.reduction.token_state import TokenKind
 from tdm_jax.training.config import default_config
 from tdm_jax.training.loop import train_and_evaluate
 
+FLAGS = flags.FLAGS
 DEPTH, PATCHES = 6, 49
 # Where each method stands in the six blocks.
 LAYERS = {
@@ -159,27 +160,29 @@ def measure(name: str, base: Path, workdir: Path) -> Learned:
     rival = fresh
     if reducer.learned:
         rival = {"params": {**trained["params"], "reducer": fresh["params"]["reducer"]}}
-    first, ours, theirs = (np.asarray(select(params)) for params in (fresh, trained, rival))
-    shuffled = np.random.default_rng(0).permuted(theirs, axis=1)
+    first, learned, fresh_scorer = (
+        np.asarray(select(params)) for params in (fresh, trained, rival)
+    )
+    shuffled = np.random.default_rng(0).permuted(fresh_scorer, axis=1)
     ink = np.asarray(batch["image"], np.float64)[..., 0].reshape(-1, 7, 4, 7, 4).mean((2, 4))
     ink = ink.reshape(-1, PATCHES, 1)
     counts = tuple(block.mlp for block in model.schedule)
     if isinstance(reducer, AViT):
-        depth = ours.sum(axis=2)
+        depth = learned.sum(axis=2)
         counts = tuple(round((depth > layer).sum(axis=1).mean()) for layer in range(DEPTH))
     return Learned(
         objective=(float(objective(fresh)), float(objective(trained))),
-        overlap=overlap(ours, theirs),
-        chance=overlap(ours, shuffled),
-        ink=tuple(float((w * ink).sum() / w.sum() / ink.mean()) for w in (first, ours)),
+        overlap=overlap(learned, fresh_scorer),
+        chance=overlap(learned, shuffled),
+        ink=tuple(float((w * ink).sum() / w.sum() / ink.mean()) for w in (first, learned)),
         counts=tuple(max(count, 1) for count in counts),
     )
 
 
-def overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """What two distributions [b, p, m] over an image's patches have in common."""
-    ours, theirs = (w / w.sum(axis=(1, 2), keepdims=True) for w in (ours, theirs))
-    return float(np.minimum(ours, theirs).sum(axis=(1, 2)).mean())
+    one, other = (w / w.sum(axis=(1, 2), keepdims=True) for w in (one, other))
+    return float(np.minimum(one, other).sum(axis=(1, 2)).mean())
 
 
 def kept(model: Any, params: Any, images: jax.Array) -> jax.Array:
@@ -224,13 +227,12 @@ def random_beside(setup: Setup, counts: tuple[int, ...]) -> float:
 
 
 def main(argv: list[str]) -> None:
-    given = flags.FLAGS
     print("| seed | method | objective | after | overlap (chance) | ink | after | top-1 | random |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for seed in map(int, given.seeds):
-        setup = Setup(Path(argv[1]), seed, given.base_steps, given.steps)
+    for seed in map(int, FLAGS.seeds):
+        setup = Setup(Path(argv[1]), seed, FLAGS.base_steps, FLAGS.steps)
         print(f"| {seed} | none | | | | | | {setup.train_base():.2f} | |", flush=True)
-        for name in given.methods:
+        for name in FLAGS.methods:
             top1, workdir = setup.fine_tune(name, settings(name))
             it = measure(name, setup.base, workdir)
             beside = random_beside(setup, it.counts)

@@ -407,8 +407,8 @@ def test_unmerge_returns_the_full_grid(network):
     _, info, *in_one_program = network.answer
     # On its own the full grid is exact; in the program of the network a sum may be rounded twice.
     dense, filled = jax.jit(lambda info: (unmerge(info), unmerge(info, fill=-7.0)))(info)
-    for alone, found in zip((dense, filled), in_one_program, strict=True):
-        np.testing.assert_allclose(found, alone, rtol=1e-6, atol=1e-7)
+    for alone, fused in zip((dense, filled), in_one_program, strict=True):
+        np.testing.assert_allclose(fused, alone, rtol=1e-6, atol=1e-7)
     assert dense.shape == filled.shape == (BATCH, PATCHES, WIDTH)
     assert np.isfinite(dense).all()
     assign, features = np.asarray(info.assign), np.asarray(info.features)[:, info.prefix :]

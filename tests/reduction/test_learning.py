@@ -83,8 +83,8 @@ def test_training_finds_the_telling_patch(name):
     fresh = model.init(jax.random.key(1), jnp.zeros((1, GRID * PATCH, GRID * PATCH, 1)))
     judge = jax.jit(functools.partial(judged, model))
     params = jax.jit(functools.partial(trained, model))(fresh)
-    found, right = zip(judge(fresh), judge(params), strict=True)
+    kept, right = zip(judge(fresh), judge(params), strict=True)
     assert right[0] < 0.5
     # Dropping by chance finds a quarter, and can answer no more than that and a guess of the rest:
     # 0.25 + 0.75 / 4. All need not be found: one class may be told by the others' absence.
-    assert found[1] > 0.5 and right[1] > 0.7
+    assert kept[1] > 0.5 and right[1] > 0.7

@@ -1,3 +1,5 @@
+"""The keep rate's way down: when each phase starts, and which methods can take it."""
+
 import math
 
 import pytest
@@ -22,37 +24,37 @@ def test_without_warm_up_there_is_one_phase():
 
 def test_the_rounded_cosine_stays_within_half_a_step_of_the_true_one():
     reducer = make_reducer("evit", keep_rate=0.5)
-    found = phases(PAPER, reducer, steps_per_epoch=100)
-    assert len(found) == 8
-    assert found[0].start == 0
-    assert found[0].keep_rate == 1.0
-    assert found[-1].reducer is reducer
+    way = phases(PAPER, reducer, steps_per_epoch=100)
+    assert len(way) == 8
+    assert way[0].start == 0
+    assert way[0].keep_rate == 1.0
+    assert way[-1].reducer is reducer
     half = 0.5 * 0.5 / 7
     for step in range(0, 12000, 50):
         share = min(max((step / 100 - 10) / 100, 0.0), 1.0)
         true = 1 - 0.5 * (1 - math.cos(math.pi * share)) / 2
-        mine = [phase.keep_rate for phase in found if phase.start <= step][-1]
-        assert mine == pytest.approx(true, abs=half + 1e-3), step
+        keep_rate = [phase.keep_rate for phase in way if phase.start <= step][-1]
+        assert keep_rate == pytest.approx(true, abs=half + 1e-3), step
 
 
 def test_keep_rates_of_single_stages_fall_side_by_side():
-    found = phases(PAPER, make_reducer("topk", keep_rate=(0.9, 0.5, 0.3)), steps_per_epoch=1)
-    assert found[0].keep_rate == (1.0, 1.0, 1.0)
-    assert found[-1].keep_rate == (0.9, 0.5, 0.3)
+    way = phases(PAPER, make_reducer("topk", keep_rate=(0.9, 0.5, 0.3)), steps_per_epoch=1)
+    assert way[0].keep_rate == (1.0, 1.0, 1.0)
+    assert way[-1].keep_rate == (0.9, 0.5, 0.3)
 
 
 def test_a_published_setting_is_reached_by_derived_ones():
-    found = phases(PAPER, make_reducer("tdm", keep_rate=0.5, preset="published"), steps_per_epoch=1)
-    assert [phase.reducer.merger.preset for phase in found] == ["default"] * 7 + ["published"]
+    way = phases(PAPER, make_reducer("tdm", keep_rate=0.5, preset="published"), steps_per_epoch=1)
+    assert [phase.reducer.merger.preset for phase in way] == ["default"] * 7 + ["published"]
 
 
 def test_a_short_training_skips_phases_and_still_ends_at_its_own():
     reducer = make_reducer("evit", keep_rate=0.5)
     config = KeepWarmupConfig(start_epoch=1, end_epoch=2)
-    found = phases(config, reducer, steps_per_epoch=2)
-    starts = [phase.start for phase in found]
+    way = phases(config, reducer, steps_per_epoch=2)
+    starts = [phase.start for phase in way]
     assert starts == sorted(set(starts))
-    assert found[-1].reducer is reducer
+    assert way[-1].reducer is reducer
 
 
 def test_without_reduction_there_is_nothing_to_warm_up_to():

@@ -31,8 +31,8 @@ def test_against_the_reference(iterations):
         cost = weight * distance.sum(1)
         centres = [min(np.flatnonzero(joins == c), key=lambda i: cost[i]) for c in range(4)]
     run = jax.jit(medoids, static_argnums=(2, 3))
-    found, route = run(jnp.array(tokens)[None], jnp.array(weight)[None], 4, iterations)
-    np.testing.assert_array_equal(found[0], centres)
+    chosen, route = run(jnp.array(tokens)[None], jnp.array(weight)[None], 4, iterations)
+    np.testing.assert_array_equal(chosen[0], centres)
     np.testing.assert_array_equal(route[0], distance[:, centres].argmin(1))
 
 

@@ -34,7 +34,7 @@ def state_of(tokens):
     return TokenState.start(prefix, jnp.asarray(tokens, jnp.float32), keep_dropped=True)
 
 
-def step_of(weights, layer, train=False):
+def context_of(weights, layer, train=False):
     key = jax.random.key(layer) if train else None
     return BlockContext(layer=layer, shape=SHAPE, train=train, weights=weights, key=key)
 
@@ -81,9 +81,9 @@ def reference_stage(tokens, packages, kept, weights, gate):
 def test_two_stages_equal_the_reference(gate):
     reducer, weights = REDUCERS[gate], weights_of(REDUCERS[gate])
     tokens = RNG.normal(size=(2, 12, 16))
-    state = reducer.before_block(state_of(tokens), step_of(weights, 1))
+    state = reducer.before_block(state_of(tokens), context_of(weights, 1))
     assert state.count == 7 + 1
-    state = reducer.before_block(state, step_of(weights, 2))
+    state = reducer.before_block(state, context_of(weights, 2))
     assert state.count == 4 + 2
     for image in range(2):
         expected = reference_stage(tokens[image], 0, 7, weights["stage_0"], gate)
@@ -99,8 +99,8 @@ def test_two_stages_equal_the_reference(gate):
 def test_a_training_stage_packs_what_it_drops():
     reducer, weights = REDUCERS[False], weights_of(REDUCERS[False])
     tokens = RNG.normal(size=(2, 12, 16))
-    first = reducer.before_block(state_of(tokens), step_of(weights, 1, train=True))
-    second = reducer.before_block(first, step_of(weights, 2, train=True))
+    first = reducer.before_block(state_of(tokens), context_of(weights, 1, train=True))
+    second = reducer.before_block(first, context_of(weights, 2, train=True))
     assert (first.count, second.count) == (13, 14)
     np.testing.assert_array_equal(second.valid[:, 12:], 1)
     for image in range(2):
@@ -147,9 +147,9 @@ def test_masking_in_training_is_packing_at_inference(monkeypatch):
     logits, info = jax.jit(forward)(params, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     # Both name the same packages for the same patches.
-    ours, theirs = np.asarray(info.assign), np.asarray(gathered.assign)
-    np.testing.assert_array_equal(ours == 12, theirs == 4)
-    np.testing.assert_array_equal(ours == 13, theirs == 5)
+    masked, packed = np.asarray(info.assign), np.asarray(gathered.assign)
+    np.testing.assert_array_equal(masked == 12, packed == 4)
+    np.testing.assert_array_equal(masked == 13, packed == 5)
 
 
 @pytest.mark.parametrize("gate", [False, True])

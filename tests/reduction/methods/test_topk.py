@@ -3,7 +3,6 @@
 With `tdm_jax.reduction.scores` and `tdm_jax.reduction.prune`.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,13 +37,6 @@ def test_scores_against_the_whole_attention_map():
     np.testing.assert_allclose(
         importance("key_norm", view), norm / norm.sum(1, keepdims=True), rtol=1e-5
     )
-
-
-def test_ties_go_to_the_lower_index():
-    from tdm_jax.ops.ordering import argtopk
-
-    score = jnp.array([[1.0, 2.0, 1.0, 2.0, 1.0]])
-    np.testing.assert_array_equal(jax.jit(argtopk, static_argnums=1)(score, 4), [[1, 3, 0, 2]])
 
 
 def test_a_score_needs_its_class_token():
