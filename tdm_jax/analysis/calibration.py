@@ -12,6 +12,7 @@ beside a checkpoint, `make_reducer(**description)` back.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +75,8 @@ class ModelProbe:
         model = self.model.clone(reducer=reducer)
 
         def counts(images: Array) -> list[Array]:
-            _, info = model.apply(self.variables, images, return_info=True)
-            return [(stage.size > 0).sum(axis=-1) for stage in info.stages]
+            output: Any = model.apply(self.variables, images, return_info=True)
+            return [(stage.size > 0).sum(axis=-1) for stage in output[1].stages]
 
         # The "higher" method: a count that enough images stay within, not one between two counts.
         return tuple(
@@ -94,7 +95,7 @@ class ModelProbe:
     @functools.cached_property
     def _block_inputs(self) -> dict[str, Float[np.ndarray, "b t d"]]:
         recording = self.model.clone(reducer=_Record())
-        run = functools.partial(recording.apply, self.variables, return_info=True)
+        run: Any = functools.partial(recording.apply, self.variables, return_info=True)
         return self._on_all(lambda images: run(images)[1].carry)
 
     def _on_all(self, function: Callable[[Array], PyTree]) -> PyTree:
@@ -117,7 +118,8 @@ class _Hide(Reducer):
     """Hides the patches that are not valid from the attention."""
 
     def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"]:
-        return jnp.pad(state.valid, ((0, 0), (context.shape.prefix, 0)), constant_values=1.0)
+        valid: Any = state.valid
+        return jnp.pad(valid, ((0, 0), (context.shape.prefix, 0)), constant_values=1.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -143,7 +145,7 @@ def _change(
 
     def added(seen: Bool[Array, " p"]) -> Float[Array, "b t d"]:
         valid = jnp.broadcast_to(seen.astype(jnp.float32), state.assign.shape)
-        out = block.apply({"params": weights}, state.replace(valid=valid), context)
+        out: Any = block.apply({"params": weights}, state.replace(valid=valid), context)
         return jnp.where(rows, (out.sequence() - tokens).astype(jnp.float32), 0.0)
 
     whole = added(jnp.ones(shape.patches, bool))

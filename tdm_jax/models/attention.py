@@ -93,7 +93,7 @@ class Attention(nn.Module):
         # A weight of 0 must hide a key, yet stay finite where all are hidden.
         bias = None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
         if isinstance(key_weight, KeyMask):
-            y = masked_attention(q, k, v, weight)
+            y = masked_attention(q, k, v, key_weight.mask)
         else:
             y = attend(q, k, v, bias)
         y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))

@@ -42,7 +42,8 @@ class Intermediate(Stage):
     def of(cls, layer: int, state: TokenState) -> "Intermediate":
         """Of the state that leaves a block."""
         source = state.assign, state.size, state.kind
-        return cls(layer, *source, state.sequence(), state.dropped_values)
+        dropped: Any = state.dropped_values  # kept for Info
+        return cls(layer, *source, state.sequence(), dropped)
 
 
 @struct.dataclass

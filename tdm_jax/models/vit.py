@@ -194,7 +194,8 @@ class VisionTransformer(nn.Module):
         out = self._heads(features, state, train)
         if not return_info:
             return out
-        return out, self._info(states, state, features, norm(state.dropped_values), intermediates)
+        dropped: Any = state.dropped_values  # kept for Info
+        return out, self._info(states, state, features, norm(dropped), intermediates)
 
     def _info(
         self,

@@ -5,7 +5,7 @@ patches at the start (`floor(p * keep_rate^i)` after the i-th stage), and no tok
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,8 @@ class SoftClusterReducer(ClusterReducer):
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage = self.stage(context)
         count = self.stage_count(stage, state.count, context.shape)
-        share, values = self.pooling(count).apply(
+        pooled: Any = self.pooling(count).apply(
             {"params": context.weights[stage_name(stage)]}, state.tokens.astype(jnp.float32)
         )
+        share, values = pooled
         return clustered(state, weighted_sum(share, values), jnp.argmax(share, axis=-1))

@@ -75,8 +75,7 @@ class Attention(Protocol):
         """The patch tokens' values."""
 
 
-@struct.dataclass
-class BlockContext:
+class BlockContext(struct.PyTreeNode):
     """Where in the network a hook is called, and with what.
 
     Attributes:
@@ -112,7 +111,9 @@ class KeyMask:
 class Probe(Protocol):
     """What a transformer with its weights does to the images of a calibration."""
 
-    shape: ViTShape
+    @property
+    def shape(self) -> ViTShape:
+        """The transformer's."""
 
     def token_counts(self, reducer: "Reducer", quantile: float) -> tuple[int, ...]:
         """So many tokens that a share `quantile` of the images has no more, at least 1.

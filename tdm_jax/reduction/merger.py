@@ -148,7 +148,7 @@ class Merger:
             cluster = keep_rate / 2
             rates = Rates((keep_rate - cluster) / (match - cluster), match, cluster, False)
         own = (self.attentive_rate, self.match_rate, self.cluster_rate, self.fuse)
-        return Rates(*(r if rate is None else rate for rate, r in zip(own, rates, strict=True)))
+        return Rates._make(r if rate is None else rate for rate, r in zip(own, rates, strict=True))
 
     def counts(self, n: int, keep_rate: float, target: int, exact: bool = False) -> TDMCounts:
         """The counts of a stage with n tokens.

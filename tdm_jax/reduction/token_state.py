@@ -30,8 +30,7 @@ class TokenKind(enum.IntEnum):
     FUSED = 3
 
 
-@struct.dataclass
-class TokenState:
+class TokenState(struct.PyTreeNode):
     """The tokens of a batch at one point of the network, and what they stand for.
 
     Attributes:

@@ -122,7 +122,8 @@ class DynamicViT(LearnedPruner):
 
     def _predict(self, state: TokenState, context: BlockContext) -> Float[Array, "b n 2"]:
         weights = context.weights[stage_name(self.stage(context))]
-        return Predictor(parent=None).apply({"params": weights}, state.tokens, still_there(state))
+        predictor: Any = Predictor(parent=None)
+        return predictor.apply({"params": weights}, state.tokens, still_there(state))
 
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         return jnp.exp(self._predict(state, context)[..., 0])

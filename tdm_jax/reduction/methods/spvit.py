@@ -19,6 +19,7 @@ over all patches, the ratio loss, and distillation from the unreduced model.
 
 import dataclasses
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -156,7 +157,7 @@ class SPViT(DynamicViT):
 
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         weights = context.weights[stage_name(self.stage(context))]
-        scorer = self._scorer(context.shape)
+        scorer: Any = self._scorer(context.shape)
         return scorer.apply({"params": weights}, state.tokens, still_there(state))
 
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:

@@ -104,7 +104,7 @@ def with_constant_r(reducer: ToMe, shape: ViTShape) -> ToMe:
     It is the r with which the blocks see, on average, most nearly as many tokens as with a method
     that keeps this rate in three stages, a quarter, a half and three quarters of the way.
     """
-    rate, quarter = float(reducer.keep_rate), shape.depth / 4
+    rate, quarter = reducer.rate(0), shape.depth / 4
     goal, n = 0.0, float(shape.patches)
     for layer in range(shape.depth):
         before, n = n, shape.patches * rate ** min(int(layer / quarter), 3)

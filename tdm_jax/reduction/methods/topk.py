@@ -6,6 +6,7 @@ and MLP, `ceil(keep_rate * n)` of n tokens stay, ordered by score.
 """
 
 import dataclasses
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -50,4 +51,5 @@ class TopK(PruneReducer):
         return {"class": n, "mean": n, "key_norm": n * shape.width}[self.importance]
 
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        return importance(self.importance, context.attention)
+        attention: Any = context.attention  # there is one after it
+        return importance(self.importance, attention)
