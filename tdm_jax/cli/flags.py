@@ -53,7 +53,7 @@ def candidates() -> dict[str, Any]:
     return {
         "models": FLAGS.models,
         "methods": FLAGS.methods or ["none"],
-        "keep_rates": numbers("keep_rates"),
+        "keep_rates": numbers("keep_rates") or [None],
         "candidates": further,
         **_model(),
     }

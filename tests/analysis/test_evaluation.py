@@ -1,108 +1,237 @@
+"""Candidates on a data set: how their images are prepared, and what the commands make of it.
+
+Covers tdm_jax.evaluate and tdm_jax.compare.
+"""
+
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
+from tdm_jax import compare, create_model, evaluate
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.evaluation import Evaluation
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError
-from tdm_jax.models.registry import create_model
-from tdm_jax.parallel import sharding
-from tdm_jax.parallel.sharding import MeshConfig
-from tdm_jax.training.evaluator import Evaluator
+from tdm_jax.models.preprocessing import Preprocessing
+from tdm_jax.training.config import default_config
+from tdm_jax.training.loop import train_to_end
+from tests import commands
 
-ROOT = Path(__file__).parents[1]
+DIGITS = {"image_size": 28, "patch_size": 7, "in_channels": 1, "num_classes": 10}
+HALF = Preprocessing(mean=(0.5,), std=(0.5,), interpolation="bilinear")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return create_model(
-        "vit",
-        "evit",
-        keep_rate=0.5,
-        layers=(1,),
-        image_size=28,
-        patch_size=7,
-        width=16,
-        depth=2,
-        num_heads=2,
-        num_classes=10,
-        in_channels=1,
+@pytest.fixture
+def make(tiny_model):
+    def make(reducer="none", keep_rate=None, **settings):
+        model, variables = tiny_model(reducer, keep_rate, **{**DIGITS, **settings})
+        return Candidate("tiny", reducer, keep_rate, model, jax.tree.map(jnp.asarray, variables))
+
+    return make
+
+
+def save(candidate, path):
+    save_model(path, describe(candidate.model), candidate.variables)
+    return path
+
+
+def test_images_are_prepared_as_the_model_says(make):
+    """Defect A: whatever a model was trained with, its images were normalised by the data's."""
+    model = make(preprocessing=HALF).model
+    config = Evaluation({"name": "digits"}).data_config(model)
+    assert (config.mean, config.std, config.interpolation) == ((0.5,), (0.5,), "bilinear")
+    told = Evaluation({"name": "digits", "mean": [0.25]}).data_config(model)
+    assert (told.mean, told.std) == ((0.25,), (0.5,))
+    run = make_config(name="digits", eval_batch_size=120, mean=(0.1,))
+    of_run = Evaluation(config=run).data_config(model)
+    assert (of_run.eval_batch_size, of_run.mean) == (120, (0.5,))
+    silent = make().model
+    assert Evaluation(config=run).data_config(silent).mean == (0.1,)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_commands_prepare_them_so_too(command, make, tmp_path, monkeypatch):
+    """Defect A, for what the commands read from a checkpoint; flags change it."""
+    path = save(make(preprocessing=HALF), tmp_path / "model")
+    configs = []
+    real = Evaluation.data_config
+
+    def record(self, model):
+        configs.append(real(self, model))
+        return configs[-1]
+
+    monkeypatch.setattr(Evaluation, "data_config", record)
+    module, name = {"evaluate": (evaluate, "checkpoint"), "compare": (compare, "models")}[command]
+    commands.run(module, f"--{name}={path}", "--data=digits", "--eval_batch_size=360", "--std=0.25")
+    assert configs
+    assert {(c.mean, c.std, c.interpolation) for c in configs} == {((0.5,), (0.25,), "bilinear")}
+
+
+def test_grey_photographs_and_digits_in_colour(make, tmp_path):
+    """Defect J: comparisons refused them, though training takes them."""
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("L", (30, 30), 40 * len(split)).save(tmp_path / split / label / "0.png")
+    photos = Evaluation({"name": "folder", "data_dir": str(tmp_path), "eval_batch_size": 8})
+    assert photos(make(num_classes=2))["count"] == 2
+    colour = make(in_channels=3)
+    assert Evaluation({"name": "digits", "eval_batch_size": 360})(colour)["count"] == 360
+
+
+def test_adaptive_methods_are_calibrated_and_the_others_stay(make):
+    candidates = [make(), make("topk", 0.5, layers=(1,)), make("ats", 0.5, layers=(1,))]
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 16})
+    assert evaluation.calibrated(candidates, 0) == candidates
+    none, topk, ats = evaluation.calibrated(candidates, 2)
+    assert [none.model, topk.model] == [candidates[0].model, candidates[1].model]
+    assert ats.model.reducer.counts is not None
+    assert ats.model.schedule[-1].out <= candidates[2].model.schedule[-1].out
+
+
+def test_training_images_are_shuffled_and_of_one_size(make):
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 50})
+    batches = [np.asarray(batch) for batch in evaluation.training_images(make().model, 2)]
+    assert [batch.shape for batch in batches] == [(50, 28, 28, 1)] * 2
+    assert (batches[0] != batches[1]).any()
+
+
+def test_explaining_shares_the_program_of_the_evaluation(make):
+    """Defect M: a report compiled every model twice."""
+    candidate = make("topk", 0.5, layers=(1,))
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 64}, explains=True)
+    plain = Evaluation({"name": "digits", "eval_batch_size": 64})
+    assert evaluation(candidate)["top1"] == plain(candidate)["top1"]
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
+    try:
+        images = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8)
+        logits, (stage,) = evaluation.explain(candidate, images)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+    assert logits.shape == (70, 10)
+    assert stage.assign.shape == (70, 16)
+    config = evaluation.data_config(candidate.model)
+    normalised = (images / 255 - config.mean[0]) / config.std[0]
+    expected = jax.jit(candidate.model.apply)(candidate.variables, jnp.float32(normalised))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def params(model):
-    return model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+def workdir(tmp_path_factory):
+    """A finished training with TopK in block 1."""
+    path = tmp_path_factory.mktemp("run") / "workdir"
+    config = default_config(name="digits")
+    config.model = {"name": "vit", "patch_size": 7, "width": 16, "depth": 3, "num_heads": 2}
+    config.reducer = {"name": "topk", "keep_rate": 0.75, "layers": (1,)}
+    config.steps = 1
+    config.optim.warmup_epochs = 0.0
+    config.data.eval_batch_size = 360
+    train_to_end(config, path)
+    return path
 
 
-def test_every_example_counts_once_whatever_the_batch_size(model, params):
-    results = []
-    for batch, devices in ((360, 1), (50, 8), (7, 1), (1000, 8)):
-        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-        source = make_config(name="digits", eval_batch_size=batch)
-        results.append(Evaluator(model, source, mesh, params)(params))
-    assert results[0]["count"] == 360
-    for result in results[1:]:
-        for name in ("count", "top1", "top5"):
-            assert result[name] == results[0][name]
-        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+def rows_of(path):
+    return json.loads(path.read_text())["rows"]
+
+
+def test_a_working_directory_has_its_data_reducer_and_layers(workdir, tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    commands.run(evaluate, f"--checkpoint={workdir}", f"--output={out}")
+    (own,) = rows_of(out)
+    trained = json.loads((workdir / "result.json").read_text())
+    assert own["top1_percent"] == trained["top1"]
+    assert (own["model"], own["method"], own["keep_rate"]) == ("workdir", "topk", 0.75)
+    assert own["tokens"] == [16, 12, 12]
+    commands.run(evaluate, f"--checkpoint={workdir}", "--keep_rate=0.5", f"--output={out}")
+    assert rows_of(out)[0]["tokens"] == [16, 8, 8]
+    commands.run(evaluate, f"--checkpoint={workdir}", "--reducer=evit", f"--output={out}")
+    assert rows_of(out)[0]["tokens"][0] == 16 > rows_of(out)[0]["tokens"][1]
+    assert "| Top-5 (%) |" in capsys.readouterr().out
+
+
+def test_a_learned_reducer_without_weights_is_one_line(workdir):
+    """Defect D: it ended in a traceback of flax."""
+    with pytest.raises(InputError, match="reducer") as caught:
+        commands.run(evaluate, f"--checkpoint={workdir}", "--reducer=dyvit")
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_of_a_run_are_for_methods_with_stages(workdir, tmp_path):
+    """Defect D: ToMe and A-ViT got them, unlike in a comparison."""
+    tokens = []
+    for module, name in ((evaluate, "checkpoint"), (compare, "models")):
+        out = tmp_path / module.__name__
+        method = {"checkpoint": "--reducer=tome", "models": "--methods=tome"}[name]
+        output = out / "rows.json" if name == "checkpoint" else out
+        commands.run(module, f"--{name}={workdir}", method, f"--output={output}")
+        row = rows_of(out / ("rows.json" if name == "checkpoint" else "comparison.json"))[-1]
+        tokens.append(row["macs"])
+    assert tokens[0] == tokens[1]
+
+
+def test_the_comparison_calibrates(make, tmp_path):
+    """Defect M: it could not."""
+    path = save(make(), tmp_path / "model")
+    names = (f"--models={path}", "--methods=ats", "--keep_rates=0.5", "--layers=1")
+    data = ("--data=digits", "--eval_batch_size=64")
+    for calibrate in (0, 1):
+        output = f"--output={tmp_path / str(calibrate)}"
+        commands.run(compare, *names, *data, f"--calibrate={calibrate}", output)
+    loose, fixed = (rows_of(tmp_path / name / "comparison.json")[1] for name in "01")
+    assert fixed["macs"] < loose["macs"]
+    with pytest.raises(InputError, match="calibration needs training images; expected --data"):
+        commands.run(compare, *names, "--calibrate=1")
+
+
+def test_the_command_compares(make, tmp_path, capsys):
+    path = save(make(), tmp_path / "model")
+    names = (f"--models={path}", "--methods=topk", "--keep_rates=0.5", "--layers=1")
+    data = ("--data=digits", "--eval_batch_size=180")
+    commands.run(compare, *names, *data, f"--output={tmp_path / 'out'}")
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["method"] for row in written["rows"]] == ["none", "topk"]
+    assert all(0 < row["top1_percent"] < 100 for row in written["rows"])
+    assert written["about"]["jax"] == jax.__version__
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text == capsys.readouterr().out
+    assert "JAX" in text
+    assert (tmp_path / "out" / "comparison.csv").exists()
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("module", "arguments", "message"),
     [
-        ({"image_size": 35}, r"images of \(35, 35, 1\); the model takes \(28, 28, 1\)"),
-        ({"name": "folder"}, "has 2 classes; the model has 10"),
+        (compare, [], "no model given"),
+        (compare, ["--models=deit_tiny_patch16_224", "--keep_rates=much"], "expected numbers; got"),
+        (compare, ["--entry=deit_tiny_patch16_224"], "MODEL:METHOD:KEEP_RATE"),
+        (evaluate, ["--checkpoint=x", "--reducer=none"], "an evaluation needs data"),
+        (evaluate, ["--checkpoint=x.pth", "--data=digits"], "x.pth: no such file or folder"),
     ],
 )
-def test_other_data_than_the_models(settings, message, model, params, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for number in range(2):
-            (tmp_path / name / f"{number}.png").write_bytes(b"never decoded")
-    shape = {"image_size": 28, "channels": 1, "mean": (0.5,), "std": (0.5,)}
-    given = {"name": "digits"} | shape | settings
-    if given["name"] == "folder":
-        given["data_dir"] = str(tmp_path)
-    mesh = sharding.make_mesh(MeshConfig())
+def test_bad_flags(module, arguments, message):
     with pytest.raises(InputError, match=message):
-        Evaluator(model, make_config(given), mesh, params)
+        commands.run(module, *arguments)
 
 
-def run(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "tdm_jax.evaluate", *flags],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-    )  # fmt: skip
-
-
-def test_the_command_prints_a_table_and_writes_json(model, params, tmp_path):
-    save_model(tmp_path / "model", describe(model), params)
-    done = run(
-        f"--checkpoint={tmp_path}/model",
-        "--data=digits",
-        "--reducer=tdm",
-        "--keep_rate=0.7,0.5",
-        "--layers=1",
-        f"--output={tmp_path}/result.json",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 4
-    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert [row["keep_rate"] for row in rows] == [0.7, 0.5]
-    assert [row["tokens"] for row in rows] == [[16, 12], [16, 8]]
-    assert all(row["examples"] == 360 for row in rows)
-
-
-def test_the_command_reports_bad_input_in_one_line(tmp_path):
-    done = run(f"--checkpoint={tmp_path}/missing.pth", "--data=digits")
+def test_a_command_fails_in_one_line_with_code_2():
+    command = [sys.executable, "-m", "tdm_jax.evaluate", "--checkpoint=x.pth", "--data=digits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}/missing.pth: no such file or folder; " \
-        "expected a checkpoint\n"  # fmt: skip
+    assert done.stderr == "error: x.pth: no such file or folder; expected a checkpoint\n"
+
+
+def test_a_name_has_no_accuracy():
+    model = create_model("deit_tiny_patch16_224")
+    with pytest.raises(InputError, match="name without weights"):
+        Evaluation({"name": "digits"}).check([Candidate("deit", "none", None, model)])

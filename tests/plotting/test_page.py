@@ -1,5 +1,9 @@
-"""The report: what is in the page, and the page itself in a headless browser."""
+"""The report: what is in the page, and the page itself in a headless browser.
 
+Covers tdm_jax.plotting.explorer and tdm_jax.report.
+"""
+
+import base64
 import json
 import re
 
@@ -8,35 +12,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdm_jax import create_model, data, report
-from tdm_jax.analysis.candidate import Candidate, contender
+from tdm_jax import create_model, report
+from tdm_jax.analysis import results
+from tdm_jax.analysis.candidate import Candidate, make_candidate
+from tdm_jax.analysis.evaluation import Evaluation
+from tdm_jax.analysis.results import Result
+from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.errors import InputError
+from tdm_jax.plotting import explorer
+from tdm_jax.plotting.page import html_table, write_page
 from tdm_jax.plotting.patch_maps import SourceMap
 from tdm_jax.reduction.token_state import TokenKind
-from tests import chromium
+from tests import chromium, commands
 
 EVIL = '</script><img src=x onerror="document.title=1">&{{data}}'
-SOURCE = data.make_config(name="digits")
-RECORDS = [
-    {"method": "none", "keep_rate": None, "top1_percent": 98.0, "macs": 2e7},
-    {"method": EVIL, "keep_rate": 0.75, "top1_percent": 97.0, "macs": 15e6},
-    {"method": EVIL, "keep_rate": 0.5, "top1_percent": 95.5, "macs": 1e7},
+ROWS = [
+    Result(method="none", top1_percent=98.0, macs=20_000_000),
+    Result(method=EVIL, keep_rate=0.75, top1_percent=97.0, macs=15_000_000),
+    Result(method=EVIL, keep_rate=0.5, top1_percent=95.5, macs=10_000_000),
 ]
+SIZES = {"patch_size": 7, "width": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    sizes = {"patch_size": 7, "width": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
-    plain = create_model("vit", **sizes, image_size=28, in_channels=1)
-    params = jax.jit(plain.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    entries = [Candidate("tiny", "none", None, plain, params)]
+    plain = create_model("vit", **SIZES, image_size=28, in_channels=1)
+    variables = jax.jit(plain.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    candidates = [Candidate("tiny", "none", None, plain, variables)]
     for rate in (0.75, 0.5):
         model = create_model(
-            "vit", "tdm", rate, layers=(1, 2), **sizes, image_size=28, in_channels=1
+            "vit", "tdm", rate, layers=(1, 2), **SIZES, image_size=28, in_channels=1
         )
-        entries.append(Candidate("tiny", EVIL, rate, model, params))
+        candidates.append(Candidate("tiny", EVIL, rate, model, variables))
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write_report(path, entries, RECORDS, SOURCE, images=3, title=EVIL, remark=EVIL)
+    evaluation = Evaluation({"name": "digits"}, explains=True)
+    write_page(path, candidates, ROWS, evaluation, images=3, title=EVIL, remark=EVIL)
     return path
 
 
@@ -76,16 +86,16 @@ def test_the_explorer_has_every_image_method_rate_and_stage(document):
 
 def test_a_stage_holds_the_source_map():
     assign = np.array([0, 1, 1, -1, 2, 2])
-    packed = report._stage(
+    packed = explorer._stage(
         SourceMap((2, 3), assign, np.array([TokenKind.KEPT, TokenKind.MATCHED, TokenKind.CLUSTER]))
     )
     assert packed["kind"] == "kmmdcc"
     assert packed["tokens"] == 3
-    numbers = np.frombuffer(report.base64.b64decode(packed["token"]), "<i2")
+    numbers = np.frombuffer(base64.b64decode(packed["token"]), "<i2")
     np.testing.assert_array_equal(numbers, assign)
-    colours = np.frombuffer(report.base64.b64decode(packed["colour"]), "<i2")
-    assert colours[0] == colours[3] == -1
-    assert colours[1] == colours[2] != colours[4] == colours[5]
+    colors = np.frombuffer(base64.b64decode(packed["color"]), "<i2")
+    assert colors[0] == colors[3] == -1
+    assert colors[1] == colors[2] != colors[4] == colors[5]
 
 
 def test_the_page_refers_to_nothing_else(page):
@@ -157,13 +167,13 @@ def test_nothing_is_wider_than_the_page(browser):
 
 
 def test_a_model_that_all_rows_share_is_the_caption():
-    rows = [{"model": "<b>", "method": "none"}, {"model": "<b>", "method": "tdm"}]
-    table = report.html_table(rows)
+    rows = [Result(model="<b>", method="none"), Result(model="<b>", method="tdm")]
+    table = html_table(rows)
     assert table.startswith("<caption>&lt;b&gt;</caption>")
     assert "Model" not in table
-    rows[1]["model"] = "another"
-    assert "<caption>" not in report.html_table(rows)
-    assert "Model" in report.html_table(rows)
+    rows[1] = Result(model="another", method="tdm")
+    assert "<caption>" not in html_table(rows)
+    assert "Model" in html_table(rows)
 
 
 def test_every_control_has_a_name(browser):
@@ -177,16 +187,37 @@ def test_every_control_has_a_name(browser):
 
 
 @pytest.mark.parametrize(
-    ("entries", "message"),
+    ("names", "message"),
     [
         (["deit_tiny_patch16_224"], "without weights"),
         (["deit_tiny_patch16_224", "deit_small_patch16_224"], "one model"),
         ([], "got none"),
     ],
 )
-def test_bad_input(entries, message, tmp_path):
+def test_bad_input(names, message, tmp_path):
+    candidates = [make_candidate(name) for name in names]
     with pytest.raises(InputError, match=message):
-        report.write_report(
-            tmp_path / "report.html", [contender(name) for name in entries], RECORDS, SOURCE
-        )
+        write_page(tmp_path / "report.html", candidates, ROWS, Evaluation({"name": "digits"}))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_makes_rows_or_reads_them(tmp_path):
+    """With every model compiled once: see test_evaluation."""
+    model = create_model("vit", **SIZES, image_size=28, in_channels=1)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    save_model(tmp_path / "tiny", describe(model), variables)
+    arguments = [f"--models={tmp_path / 'tiny'}", "--methods=topk", "--layers=1", "--images=2"]
+    arguments += ["--data=digits", "--eval_batch_size=360", "--keep_rates=0.5"]
+    commands.run(report, *arguments, f"--output={tmp_path / 'made.html'}")
+    page = (tmp_path / "made.html").read_text()
+    assert page.count("<svg role=") == 2
+    (tmp_path / "rows.json").write_text(results.to_json(ROWS))
+    commands.run(
+        report, *arguments, f"--rows={tmp_path / 'rows.json'}", f"--output={tmp_path / 'read.html'}"
+    )
+    page = (tmp_path / "read.html").read_text()
+    assert "From rows.json." in page
+    assert "95.50" in page
+    (tmp_path / "rows.json").write_text("{}")
+    with pytest.raises(InputError, match=r"rows.json: expected a table's JSON"):
+        commands.run(report, *arguments, f"--rows={tmp_path / 'rows.json'}")

@@ -1,22 +1,25 @@
-"""Pictures for folders and data sets: what is drawn, and what is refused in one line."""
+"""Figures for folders and data sets: what is drawn, and what is refused in one line.
 
-import subprocess
-import sys
+Covers tdm_jax.visualize.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from tdm_jax import create_model, visualize
+from tdm_jax.analysis.candidate import make_candidate
 from tdm_jax.checkpoint import describe, save_model
+from tdm_jax.data.pictures import Picture, read_images
+from tdm_jax.data.preprocessing import data_config_for
 from tdm_jax.errors import InputError
 from tdm_jax.plotting.figure import to_image
 from tdm_jax.plotting.patch_maps import MASK, SourceMap
+from tdm_jax.plotting.stages import Column, draw, source_maps
 from tdm_jax.reduction.token_state import TokenKind
-from tdm_jax.visualize import Column, Picture, draw
+from tests import commands
 
 ARGUMENTS = ("--layers=1,2", "--keep_rate=0.5")
 
@@ -63,34 +66,11 @@ def picture(width, height, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
-@pytest.fixture
-def command():
-    """Runs the command in this process; its flags go with the test."""
-    before = set(flags.FLAGS)
-    was_parsed = flags.FLAGS.is_parsed()
-    visualize.define_flags()
-
-    def run(*arguments):
-        flags.FLAGS(["visualize", *map(str, arguments)])
-        visualize.main()
-
-    yield run
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    if not was_parsed:
-        flags.FLAGS.unparse_flags()
-
-
-def test_a_folder_becomes_figures(tmp_path, checkpoint, photos):
+def test_a_folder_becomes_figures(tmp_path, checkpoint, photos, capsys):
     output = tmp_path / "out"
     arguments = [f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tdm_jax.visualize", *arguments, *ARGUMENTS, "--reducer=tdm,evit"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"2 figures in {output}/\n"
+    commands.run(visualize, *arguments, *ARGUMENTS, "--reducer=tdm,evit")
+    assert capsys.readouterr().out == f"2 figures in {output}/\n"
     assert sorted(p.name for p in output.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
     text = (output / "a.svg").read_text()
     for word in ("original", "importance only", "diversity only", "tdm", "evit", "block 2"):
@@ -99,8 +79,9 @@ def test_a_folder_becomes_figures(tmp_path, checkpoint, photos):
         assert f">{tokens}<" in text
 
 
-def test_a_data_set_becomes_figures(tmp_path, grey_checkpoint, command):
-    command(
+def test_a_data_set_becomes_figures(tmp_path, grey_checkpoint):
+    commands.run(
+        visualize,
         f"--checkpoint={grey_checkpoint}",
         "--data=digits",
         "--count=1",
@@ -110,41 +91,6 @@ def test_a_data_set_becomes_figures(tmp_path, grey_checkpoint, command):
         *ARGUMENTS,
     )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["digits_0000.png"]
-
-
-def test_any_kind_of_image_is_read(tmp_path, checkpoint, command):
-    folder = tmp_path / "kinds"
-    (folder / "deeper").mkdir(parents=True)
-    for mode, suffix in (("L", "png"), ("P", "gif"), ("RGBA", "png"), ("CMYK", "jpg")):
-        picture(30, 30, mode).save(folder / f"{mode}.{suffix}")
-    frames = [picture(30, 30), picture(30, 30)]
-    frames[0].save(folder / "deeper" / "moves.webp", save_all=True, append_images=frames[1:])
-    Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(folder / "deep.png")
-    (folder / "notes.txt").write_text("no image")
-    found = visualize.read_images(folder, *model_and_source(checkpoint))
-    assert [p.name for p in found] == ["CMYK", "L", "P", "RGBA", "deep", "deeper_moves"]
-    for one in found:
-        assert one.pixels.shape == (16, 24, 3)
-        assert one.pixels.dtype == np.uint8
-    assert (found[4].pixels == 156).all()
-
-
-def model_and_source(checkpoint):
-    from tdm_jax.checkpoint import load_pretrained
-    from tdm_jax.data import make_config
-
-    model, _ = load_pretrained(checkpoint)
-    source = make_config(name="folder", data_dir="x", image_size=model.image_size, crop_pct=1.0)
-    return model, source
-
-
-def test_one_image_is_enough_and_equal_names_stay_apart(tmp_path, checkpoint):
-    picture(30, 30).save(tmp_path / "a.png")
-    picture(30, 30).save(tmp_path / "A.jpg")
-    model, source = model_and_source(checkpoint)
-    assert [p.name for p in visualize.read_images(tmp_path / "a.png", model, source)] == ["a"]
-    both = visualize.read_images(tmp_path, model, source)
-    assert len({p.name.lower() for p in both}) == 2
 
 
 def test_rows_follow_the_method_with_fewest_stages():
@@ -163,15 +109,14 @@ def test_rows_follow_the_method_with_fewest_stages():
 
 
 def test_the_poles_drop_and_cluster(checkpoint, photos):
-    from tdm_jax.analysis.candidate import contender
-
-    model, source = model_and_source(checkpoint)
-    pictures = visualize.read_images(photos, model, source)[:1]
-    entries = [
-        (label, contender(str(checkpoint), method, 0.5, layers=(1, 2)))
+    candidates = {
+        label: make_candidate(str(checkpoint), method, 0.5, layers=(1, 2))
         for label, method in visualize.POLES.items()
-    ]
-    ((_, (importance, diversity)),) = visualize.source_maps(entries, source, pictures)
+    }
+    model = candidates["importance only"].model
+    config = data_config_for(model, "folder", data_dir="x", crop_pct=1.0)
+    pictures = read_images(photos, config)[:1]
+    ((_, (importance, diversity)),) = source_maps(candidates, config, pictures)
     assert (importance.stages[1].assign < 0).sum() == 12
     assert (diversity.stages[1].assign >= 0).all()
     assert diversity.stages[1].tokens == 12
@@ -200,7 +145,7 @@ def empty(folder):
     ("spoil", "arguments", "message"),
     [
         (broken, [], "c.png: expected a readable image"),
-        (tiny, [], "c.png: 3 x 100 pixels; expected at least one patch, 4 x 4"),
+        (tiny, [], "c.png: 3 x 100 pixels; expected at least 4 x 4"),
         (empty, [], "no image in"),
         (None, ["--images=nowhere"], "nowhere does not exist"),
         (None, ["--images="], "either --images or --data; got none"),
@@ -211,31 +156,30 @@ def empty(folder):
         (None, ["--keep_rate=1"], "expected a keep rate below 1"),
         (None, ["--layers=1,x"], "expected numbers"),
         (None, ["--layers=7"], "within the 3 blocks"),
-        (None, ["--mean=0.5"], "3 numbers"),
+        (None, ["--mean=0.5,0.5"], "3 numbers"),
         (None, ["--formats=gif"], "expected one of: png, svg"),
-        (None, ["--checkpoint=deit_tiny_patch16_224"], "a model without weights"),
+        (None, ["--checkpoint=deit_tiny_patch16_224"], "a name without weights"),
         (None, ["--checkpoint=nothing.pth"], "nothing.pth"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    tmp_path, checkpoint, photos, command, spoil, arguments, message
+    tmp_path, checkpoint, photos, spoil, arguments, message
 ):
     if spoil:
         spoil(photos)
     output = tmp_path / "out"
-    given = [f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}", *ARGUMENTS]
+    names = [f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}"]
     with pytest.raises(InputError, match=message) as caught:
-        command(*given, *arguments)
+        commands.run(visualize, *names, *ARGUMENTS, *arguments)
     assert "\n" not in str(caught.value)
     assert not output.exists()
 
 
-def test_the_images_themselves_are_never_overwritten(checkpoint, photos, command):
+def test_the_images_themselves_are_never_overwritten(checkpoint, photos):
     before = (photos / "a.png").read_bytes()
     for output in (photos, photos / "out"):
+        names = [f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}"]
         with pytest.raises(InputError, match="expected a folder of its own"):
-            command(
-                f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}", *ARGUMENTS
-            )
+            commands.run(visualize, *names, *ARGUMENTS)
     assert (photos / "a.png").read_bytes() == before
     assert len(list(photos.iterdir())) == 2
