@@ -1,36 +1,25 @@
-"""Linear maps, with gradients whose factors XLA likes."""
+"""Linear maps of tokens."""
 
-import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from tdm_jax.ops.platform import by_platform
 
-@jax.custom_jvp
+
 def product(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Array, "... n"]:
-    """`x @ kernel`; the kernel's gradient has the narrow one of its factors first.
+    """`x @ kernel`."""
+    return by_platform(x, kernel, reference=by_tokens, cpu=by_rows)
 
-    XLA's CPU backend lays the first factor out anew, which is cheap for the narrow one
-    (docs/performance.md, CPU, "weights' gradients with the narrow factor first").
+
+def by_tokens(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Array, "... n"]:
+    """As the tokens lie: with rows made of them a TPU would lay large batches out anew."""
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def by_rows(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Array, "... n"]:
+    """As rows of one matrix (docs/performance.md, CPU, "all tokens as rows").
+
+    The kernel's gradient then sums over one axis: XLA's CPU backend lays neither factor out anew.
     """
-    return _contract(x, kernel, 0)
-
-
-def _contract(x: Float[Array, "... k"], kernel: Float[Array, "a b"], axis: int) -> Array:
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))
-
-
-def _along_kernel(
-    tangent: Float[Array, "k n"],
-    y: Float[Array, "... n"],
-    x: Float[Array, "... k"],
-    kernel: Float[Array, "k n"],
-) -> Float[Array, "... n"]:
-    del y
-    # JAX transposes this to `(g.T @ x).T`, of which XLA makes `x.T @ g`. Where g is the narrow one
-    # a barrier, whose transpose is another one, keeps it from that.
-    if kernel.shape[0] <= kernel.shape[1]:
-        return _contract(x, tangent, 0)
-    return _contract(x, lax.optimization_barrier(tangent.T), 1)
-
-
-product.defjvps(lambda tangent, y, x, kernel: _contract(tangent, kernel, 0), _along_kernel)
+    rows = by_tokens(x.reshape(-1, x.shape[-1]), kernel)
+    return rows.reshape(*x.shape[:-1], kernel.shape[1])

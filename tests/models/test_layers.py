@@ -102,18 +102,6 @@ def test_vmap_is_the_loop():
     )
 
 
-def test_a_kernels_gradient_has_its_narrow_factor_first():
-    # The barrier says that XLA is kept from swapping the factors.
-    def program(k, n):
-        gradient = jax.grad(lambda kernel: jnp.sin(product(draw(3, k), kernel)).sum())
-        return str(jax.make_jaxpr(gradient)(draw(k, n)))
-
-    assert "optimization_barrier" in program(10, 6)
-    assert "optimization_barrier" not in program(6, 10)
-    forward = jax.make_jaxpr(product)(draw(3, 10), draw(10, 6))
-    assert "optimization_barrier" not in str(forward)
-
-
 @pytest.fixture(scope="module")
 def reduced():
     """A loss of a tiny model with TDM for each image, and its parameters."""

@@ -1,4 +1,7 @@
-"""A name, a method and settings become a model, or one line that says which of them is wrong."""
+"""A name, a method and settings become a model, or one line that says which of them is wrong.
+
+Covers models/preprocessing.py.
+"""
 
 import dataclasses
 

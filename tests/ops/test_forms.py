@@ -16,6 +16,7 @@ from tdm_jax.ops.merging import Merge, merge_groups
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.ops.patches import embed_patches
 from tdm_jax.ops.platform import PLATFORMS, REFERENCE, pinned
+from tdm_jax.ops.products import product
 
 RANDOM = np.random.default_rng(0)
 ORDER = jnp.array([RANDOM.permutation(9) for _ in range(3)])
@@ -43,6 +44,7 @@ OPERATIONS = {
         (normal(3, 11, 5), jnp.abs(normal(3, 9))),
         {"tpu"},
     ),
+    "product": (product, (normal(3, 9, 5), normal(5, 4)), {"cpu"}),
 }
 
 
