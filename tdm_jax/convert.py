@@ -5,32 +5,33 @@ too, or, if it ends in .safetensors, a file with timm's names; a reducer and how
 go along. Prints every array with our name of it and its shape.
 """
 
-from pathlib import Path
+from os import PathLike
+from typing import Any
 
 from absl import flags
+from etils import epath
 from flax import traverse_util
 
-from tdm_jax.checkpoint import describe, save_model, save_safetensors
-from tdm_jax.checkpoint.names import ParamMapping
-from tdm_jax.checkpoint.pretrained import Loaded, load
-from tdm_jax.checkpoint.raw_checkpoint import read_raw_checkpoint
+from tdm_jax.checkpoint import describe, load_pretrained, save_model, save_safetensors
+from tdm_jax.checkpoint.names import ParamMapping, detect
+from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
 from tdm_jax.checkpoint.saved_model import is_saved_model
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.models.vit import parameter_count
+from tdm_jax.files import reach
+from tdm_jax.models.vit import VisionTransformer, parameter_count
 
 FLAGS = flags.FLAGS
 
 
 def convert(
-    source: str | Path,
-    output: str | Path,
+    source: str | PathLike[str],
+    output: str | PathLike[str],
     *,
     ema: bool = False,
     overwrite: bool = False,
-    num_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> Loaded:
+    **settings: Any,
+) -> tuple[RawCheckpoint, VisionTransformer, dict[str, Any]]:
     """Reads a checkpoint of any kind and writes it as an Orbax folder or timm-named safetensors.
 
     Args:
@@ -38,26 +39,25 @@ def convert(
       output: a folder, or a name that ends in .safetensors.
       ema: take a training checkpoint's averaged weights.
       overwrite: replace an output that exists, once the new one is complete.
-      num_heads: as in `load_pretrained`.
-      image_size: as in `load_pretrained`.
+      **settings: of `load_pretrained`.
 
     Returns:
-      The model, its variables, and where each came from.
+      What was read, the model, and its variables.
 
     Raises:
       InputError: the output exists, or the source is unreadable or no model of ours.
     """
-    _check_output(Path(output), overwrite)
+    _check_output(reach(output), overwrite)
     checkpoint = read_raw_checkpoint(source, ema=ema)
-    loaded = load(checkpoint, num_heads=num_heads, image_size=image_size)
+    model, variables = load_pretrained(checkpoint, **settings)
     if str(output).endswith(".safetensors"):
-        save_safetensors(output, loaded.model, loaded.variables, overwrite=overwrite)
+        save_safetensors(output, model, variables, overwrite=overwrite)
     else:
-        save_model(output, describe(loaded.model), loaded.variables, overwrite=overwrite)
-    return loaded
+        save_model(output, describe(model), variables, overwrite=overwrite)
+    return checkpoint, model, variables
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: epath.Path, overwrite: bool) -> None:
     # The writers refuse as well, but only after the work is done.
     if not output.exists():
         return
@@ -67,14 +67,15 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise InputError(f"{output} exists and is no model that this command wrote; it stays")
 
 
-def mapping(loaded: Loaded) -> str:
-    """The table of what became what: source names, our name, our shape."""
-    shapes = {
-        path: str(list(array.shape))
-        for path, array in traverse_util.flatten_dict(loaded.variables["params"], sep="/").items()
-    }
-    rows = [(_sources(leaf), leaf.path, shapes[leaf.path]) for leaf in loaded.mappings]
-    rows = [("source", "tdm_jax", "shape"), *rows]
+def table(checkpoint: RawCheckpoint, variables: dict[str, Any]) -> str:
+    """What became what: source names, our name, our shape."""
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    naming = detect(checkpoint.arrays)
+    mappings = naming.mappings(naming.depth(checkpoint.arrays))
+    rows = [("source", "tdm_jax", "shape")] + [
+        (_sources(mappings[path]) if path in mappings else path, path, str(list(array.shape)))
+        for path, array in params.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
 
@@ -87,13 +88,12 @@ def _sources(mapping: ParamMapping) -> str:
     )
 
 
-def _image_size(sides: list[str] | None) -> int | tuple[int, int] | None:
+def _image_size(sides: list[str] | None) -> tuple[int, int] | None:
     if sides is None:
         return None
     if len(sides) not in (1, 2) or not all(side.isdigit() for side in sides):
         raise InputError(f"--image_size: expected height,width or one number; got {sides}")
-    height, width = int(sides[0]), int(sides[-1])
-    return (height, width)
+    return int(sides[0]), int(sides[-1])
 
 
 def define_flags() -> None:
@@ -114,7 +114,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    loaded = convert(
+    checkpoint, model, variables = convert(
         FLAGS.input,
         FLAGS.output,
         ema=FLAGS.ema,
@@ -122,11 +122,10 @@ def main() -> None:
         num_heads=FLAGS.num_heads,
         image_size=_image_size(FLAGS.image_size),
     )
-    print(mapping(loaded))
-    model = loaded.model
+    print(table(checkpoint, variables))
     size = "x".join(map(str, model.image_size))
     print(
-        f"{parameter_count(loaded.variables):,} parameters: {model.depth} blocks of width "
+        f"{parameter_count(variables):,} parameters: {model.depth} blocks of width "
         f"{model.width}, {model.num_heads} heads, images {size}, patches of {model.patch_size}, "
         f"{model.num_classes} classes{', distilled' if model.distilled else ''} -> {FLAGS.output}"
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tdm_jax import convert
-from tdm_jax.checkpoint import load_model, load_pretrained
+from tdm_jax import Preprocessing, convert, make_reducer
+from tdm_jax.checkpoint import describe, load_model, load_pretrained, save_model
 from tdm_jax.errors import InputError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -60,14 +60,31 @@ def test_refusal_is_one_line_and_writes_nothing(tmp_path):
 
 
 def test_round_trip_through_every_format(tmp_path):
-    first = convert.convert(GOLDENS / "facebook_deit_distilled.pth", tmp_path / "a", num_heads=3)
+    source = GOLDENS / "facebook_deit_distilled.pth"
+    _, expected, same = convert.convert(source, tmp_path / "a", num_heads=3)
     convert.convert(tmp_path / "a", tmp_path / "b.safetensors")
     convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
     model, params = load_pretrained(tmp_path / "c")
-    assert model == first.model
-    _equal(params, first.variables)
+    assert model == expected
+    _equal(params, same)
     config, _ = load_model(tmp_path / "c")
     assert config["num_heads"] == 3
+
+
+@pytest.mark.parametrize("reducer", ["ats", "dyvit"])
+def test_reducer_and_preprocessing_go_along(reducer, tiny_model, tmp_path):
+    """Calibrated counts, a learned method's weights, and how images are prepared."""
+    counts = {"counts": (5, 3)} if reducer == "ats" else {"keep_rate": 0.5}
+    prepared = Preprocessing((0.5,) * 3, (0.25,) * 3, 0.9, "bilinear")
+    made = make_reducer(reducer, layers=(0, 1), **counts)
+    model, variables = tiny_model(made, preprocessing=prepared)
+    save_model(tmp_path / "a", describe(model), variables)
+    convert.convert(tmp_path / "a", tmp_path / "b.safetensors")
+    convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
+    for name in ("b.safetensors", "c"):
+        again, same = load_pretrained(tmp_path / name)
+        assert again == model
+        _equal(same, variables)
 
 
 def test_another_resolution(tmp_path):

@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 
 from tdm_jax.checkpoint.descriptions import describe
 from tdm_jax.checkpoint.names import Naming, to_torch
-from tdm_jax.checkpoint.raw_checkpoint import METADATA
 from tdm_jax.errors import InputError
 from tdm_jax.files import replacing
 from tdm_jax.models.vit import VisionTransformer
+
+METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
 
 
 def to_state_dict(variables: dict[str, Any]) -> dict[str, np.ndarray]:

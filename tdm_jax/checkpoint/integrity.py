@@ -27,17 +27,13 @@ def verify(folder: epath.Path, branch: str = "") -> None:
 
 
 def read_tree(folder: epath.Path, branch: str = "") -> dict[str, Any]:
-    """Nested dictionaries of arrays that Orbax wrote, on the host; raises at damage.
+    """What Orbax wrote, as nested dictionaries of arrays on the host; raises at damage.
 
-    Neither their shapes need be known nor the devices exist that wrote them.
-
-    Args:
-      folder: of the whole tree.
-      branch: the one that is read; "" for all.
+    Neither shapes need be known nor the devices exist that wrote them. With a `branch`, as much of
+    the tree.
     """
     flat = {tuple(name.split(".")): array for name, array in _arrays(folder, branch)}
-    tree = traverse_util.unflatten_dict(flat)
-    return tree[branch] if branch and tree else tree
+    return traverse_util.unflatten_dict(flat)
 
 
 def _arrays(folder: epath.Path, branch: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -35,36 +35,23 @@ _TABLE = (
     _Row("array", "reg_token", (_EMBEDDINGS + "register_tokens",)),
     _Row("array", "pos_embed", (_EMBEDDINGS + "position_embeddings",)),
     _Row("conv", "patch_embed/proj", (_EMBEDDINGS + "patch_embeddings.projection",)),
-    _Row(
-        "norm",
-        "blocks_{i}/norm1",
-        (_FILE + "layernorm_before",),
-        (_MEMORY + "layernorm_before",),
-    ),
+    _Row("norm", "blocks_{i}/norm1", (_FILE + "layernorm_before",),
+         (_MEMORY + "layernorm_before",)),
     _Row(
         "dense",
         "blocks_{i}/attn/qkv",
         tuple(_FILE + f"attention.attention.{part}" for part in ("query", "key", "value")),
         tuple(_MEMORY + f"attention.{part}_proj" for part in "qkv"),
     ),
-    _Row(
-        "dense",
-        "blocks_{i}/attn/proj",
-        (_FILE + "attention.output.dense",),
-        (_MEMORY + "attention.o_proj",),
-    ),
-    _Row(
-        "norm",
-        "blocks_{i}/norm2",
-        (_FILE + "layernorm_after",),
-        (_MEMORY + "layernorm_after",),
-    ),
+    _Row("dense", "blocks_{i}/attn/proj", (_FILE + "attention.output.dense",),
+         (_MEMORY + "attention.o_proj",)),
+    _Row("norm", "blocks_{i}/norm2", (_FILE + "layernorm_after",), (_MEMORY + "layernorm_after",)),
     _Row("dense", "blocks_{i}/mlp/fc1", (_FILE + "intermediate.dense",), (_MEMORY + "mlp.fc1",)),
     _Row("dense", "blocks_{i}/mlp/fc2", (_FILE + "output.dense",), (_MEMORY + "mlp.fc2",)),
     _Row("norm", "norm", ("{p}layernorm",)),
     _Row("dense", "head", ("{head}",)),
     _Row("dense", "head_dist", ("distillation_classifier",)),
-)
+)  # fmt: skip
 # Flax's name -> PyTorch's, for the parameters of each kind of module; "" is the module itself.
 _LEAVES: dict[Kind, dict[str, str]] = {
     "array": {"": ""},

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tdm_jax.checkpoint.architecture import architecture
-from tdm_jax.checkpoint.names import ParamMapping, detect
+from tdm_jax.checkpoint.names import detect
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
 from tdm_jax.checkpoint.weight_loader import WeightLoader
 from tdm_jax.errors import InputError
@@ -18,14 +18,6 @@ from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer
 
 Variables = dict[str, Any]
-
-
-class Loaded(NamedTuple):
-    """A model, its variables, and which arrays of the file each came from."""
-
-    model: VisionTransformer
-    variables: Variables
-    mappings: tuple[ParamMapping, ...]
 
 
 def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
@@ -42,7 +34,7 @@ def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str
 
 
 def load_pretrained(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | RawCheckpoint,
     reducer: str | Reducer | None = None,
     keep_rate: float | tuple[float, ...] | None = None,
     *,
@@ -61,7 +53,7 @@ def load_pretrained(
     Args:
       path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a folder of Hugging Face, timm or
         `save_model`, or the working directory of a training, finished or not; each on a disk or in
-        an object store (gs://...).
+        an object store (gs://...). Or what `read_raw_checkpoint` made of one.
       reducer: a name, or an object from `make_reducer`; None for the one that the model was saved
         or trained with, calibrated counts included, else "none".
       keep_rate: as in `create_model`; without `reducer` the saved one goes to this keep rate.
@@ -81,29 +73,8 @@ def load_pretrained(
       InputError: the file is unreadable; the architecture cannot be told; or parameters are
         missing, left over or of the wrong shape, all of them listed.
     """
-    loaded = load(
-        read_raw_checkpoint(path, ema=ema),
-        reducer,
-        keep_rate,
-        reset_head=reset_head,
-        fresh_reducer=fresh_reducer,
-        extra_weights=extra_weights,
-        **settings,
-    )
-    return loaded.model, loaded.variables
-
-
-def load(
-    checkpoint: RawCheckpoint,
-    reducer: str | Reducer | None = None,
-    keep_rate: float | tuple[float, ...] | None = None,
-    *,
-    reset_head: bool = False,
-    fresh_reducer: bool = False,
-    extra_weights: Mapping[str, np.ndarray] | None = None,
-    **settings: Any,
-) -> Loaded:
-    """`load_pretrained` for a checkpoint that was read before; also tells what was mapped."""
+    is_read = isinstance(path, RawCheckpoint)
+    checkpoint = path if is_read else read_raw_checkpoint(path, ema=ema)
     naming = detect(checkpoint.arrays)
     chosen = {name: value for name, value in settings.items() if value is not None}
     fields, grid = architecture(checkpoint, naming, chosen)
@@ -117,12 +88,13 @@ def load(
         model = create_model("vit", reducer, keep_rate, **{**settings, **fields, **chosen})
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from error
-    loader = WeightLoader(checkpoint, naming, model, grid, reset_head, fresh_reducer)
-    params = loader.parameters()
-    if model.reducer.learned:
-        params["reducer"] = loader.reducer_weights(extra_weights)
-    elif extra_weights is not None:
-        model.reducer.import_weights(dict(extra_weights))  # says that it has no use for them
-    loader.check()
-    variables = {"params": jax.tree.map(jnp.asarray, params)}
-    return Loaded(model, variables, tuple(loader.used))
+    loader = WeightLoader(
+        checkpoint,
+        naming,
+        model,
+        grid,
+        reset_head=reset_head,
+        fresh_reducer=fresh_reducer,
+        extra_weights=extra_weights,
+    )
+    return model, {"params": jax.tree.map(jnp.asarray, loader.params())}

@@ -12,19 +12,17 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (gives NumPy, and so safetensors, the type bfloat16)
 import numpy as np
 from etils import epath
-from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from tdm_jax.checkpoint.descriptions import from_hugging_face, from_ours, from_timm
-from tdm_jax.checkpoint.names import Naming, to_torch
+from tdm_jax.checkpoint.export import METADATA, to_state_dict
 from tdm_jax.checkpoint.saved_model import is_saved_model, load_model
 from tdm_jax.checkpoint.torch_file import read_torch_file
 from tdm_jax.checkpoint.workdir import is_workdir, load_workdir
 from tdm_jax.errors import InputError
 from tdm_jax.files import is_remote, parse_json, reach, read_json
 
-METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Where training programs put the weights, and their moving average, beside everything else.
 _PLAIN, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
@@ -61,9 +59,9 @@ def read_raw_checkpoint(path: str | PathLike[str], *, ema: bool = False) -> RawC
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
     if is_saved_model(path):
-        checkpoint = _from_variables(path, *load_model(path))
+        checkpoint = _from_model(path, *load_model(path))
     elif is_workdir(path):
-        return _from_variables(path, *load_workdir(path, ema=ema))
+        return _from_model(path, *load_workdir(path, ema=ema))
     elif path.is_dir():
         checkpoint = _from_folder(path)
     elif path.suffix == ".safetensors":
@@ -117,13 +115,13 @@ def _from_safetensors(path: epath.Path) -> RawCheckpoint:
     return RawCheckpoint(str(path), arrays, from_ours(path, parse_json(path, metadata[METADATA])))
 
 
-def _from_variables(
+def _from_model(
     path: epath.Path, description: dict[str, Any], variables: dict[str, Any]
 ) -> RawCheckpoint:
-    if "params" not in variables:
-        raise InputError(f"{path}: expected a tree with 'params'; got {_some(variables)}")
-    params = traverse_util.flatten_dict(variables["params"], sep="/")
-    arrays = to_torch(Naming("timm"), params)
+    try:
+        arrays = to_state_dict(variables)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return RawCheckpoint(str(path), arrays, from_ours(path, description))
 
 

@@ -45,131 +45,102 @@ class WeightLoader:
         naming: Naming,
         model: VisionTransformer,
         grid: tuple[int, int],
+        *,
         reset_head: bool,
         fresh_reducer: bool,
+        extra_weights: Mapping[str, np.ndarray] | None,
     ):
-        self._checkpoint, self._model, self._grid = checkpoint, model, grid
-        self._reset_head, self._fresh_reducer = reset_head, fresh_reducer
+        """Takes what `load_pretrained` was asked for; `grid` is the checkpoint's."""
+        self._path, self._model, self._grid = checkpoint.path, model, grid
+        self._arrays = dict(checkpoint.arrays)
+        if extra_weights is not None:
+            weights = {"reducer": model.reducer.import_weights(dict(extra_weights))}
+            stored = {name for name in self._arrays if name.startswith(REDUCER)}
+            self._arrays = {name: self._arrays[name] for name in self._arrays.keys() - stored}
+            self._arrays |= traverse_util.flatten_dict(weights, sep="/")
         self._mappings = naming.mappings(model.depth)
-        images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-        self._expected = traverse_util.flatten_dict(shapes, sep="/")
+        self._fresh = _HEADS if reset_head else ()
+        if fresh_reducer and not any(name.startswith(REDUCER) for name in self._arrays):
+            self._fresh += (REDUCER,)
         self._missing: list[str] = []
         self._misshapen: list[str] = []
-        self.used: list[ParamMapping] = []
 
-    def parameters(self) -> dict[str, Any]:
-        """Everything but a reducer's weights."""
-        params: dict[str, Any] = {}
-        for i, (path, expected) in enumerate(self._expected.items()):
-            if path.startswith(REDUCER):
-                continue
-            if self._reset_head and path.startswith(_HEADS):
-                params[path] = self._fresh(path, expected.shape, i)
-                continue
-            value = self._take(self._mappings[path], expected.shape)
-            if value is not None:
-                params[path] = value
-        return traverse_util.unflatten_dict(params, sep="/")
+    def params(self) -> dict[str, Any]:
+        """The model's parameters, in float32.
 
-    def reducer_weights(self, extra: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
-        """Given ones, the checkpoint's, or, where that was asked for, fresh ones."""
-        reducer, arrays = self._model.reducer, self._checkpoint.arrays
-        stored = {
-            path.removeprefix(REDUCER): array
-            for path, array in arrays.items()
-            if path.startswith(REDUCER)
-        }
-        if extra is not None:
-            weights = reducer.import_weights(dict(extra))
-        elif stored or not self._fresh_reducer:
-            weights = traverse_util.unflatten_dict(stored, sep="/")
-        else:
-            return reducer.init(jax.random.key(0), self._model.shape)
-        got = traverse_util.flatten_dict(weights, sep="/")
-        want = {
-            path.removeprefix(REDUCER): expected.shape
-            for path, expected in self._expected.items()
-            if path.startswith(REDUCER)
-        }
-        self._missing += [REDUCER + path for path in want.keys() - got.keys()]
-        self._misshapen += [
-            f"{REDUCER}{path} {np.shape(got[path])}, expected {want.get(path, 'nothing')}"
-            for path in got
-            if path not in want or np.shape(got[path]) != want[path]
-        ]
-        return weights
+        Raises:
+          InputError: some are missing, left over or of the wrong shape, all of them listed.
+        """
+        model, params = self._model, {}
+        images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        for i, (path, leaf) in enumerate(traverse_util.flatten_dict(shapes, sep="/").items()):
+            # A reducer's weights have one name everywhere.
+            mapping = self._mappings.setdefault(path, ParamMapping(path, (path,), None))
+            if not path.startswith(self._fresh):
+                params[path] = self._take(mapping, leaf.shape)
+            elif path.startswith(_HEADS):
+                params[path] = _fresh_head(path, leaf.shape, i)
+        self._check({name for path in params for name in self._mappings[path].sources})
+        tree = traverse_util.unflatten_dict(params, sep="/")
+        if REDUCER in self._fresh and model.reducer.learned:
+            tree["reducer"] = model.reducer.init(jax.random.key(0), model.shape)
+        return tree
 
     def _take(self, mapping: ParamMapping, shape: tuple[int, ...]) -> np.ndarray | Array | None:
-        self.used.append(mapping)
-        arrays = self._checkpoint.arrays
-        absent = [name for name in mapping.sources if name not in arrays]
-        self._missing += absent
-        if absent:
+        arrays, model_shape = self._arrays, self._model.shape
+        missing = [name for name in mapping.sources if name not in arrays]
+        self._missing += missing
+        if missing:
             return None
+        prefix = shape[1] - model_shape.patches if mapping.path == "pos_embed" else 0
         if mapping.path == "pos_embed":
-            shape = self._checkpoint_positions(shape)
+            # The model's prefix with the checkpoint's grid: another resolution is no misfit.
+            shape = (1, prefix + math.prod(self._grid), shape[2])
         wrong = [
             f"{name} {arrays[name].dtype}{list(arrays[name].shape)}, expected {list(expected)}"
             for name, expected in zip(mapping.sources, mapping.shapes(shape), strict=True)
-            if arrays[name].shape != expected or not _is_float(arrays[name])
+            if arrays[name].shape != expected
+            or not jnp.issubdtype(arrays[name].dtype, jnp.floating)
         ]
         self._misshapen += wrong
         if wrong:
             return None
         value = mapping.to_flax([arrays[name].astype(np.float32) for name in mapping.sources])
-        model_grid = self._model.shape.grid
-        if mapping.path == "pos_embed" and self._grid != model_grid:
-            prefix = shape[1] - math.prod(self._grid)
-            return resize_positions(value, prefix, self._grid, model_grid)
+        if mapping.path == "pos_embed" and self._grid != model_shape.grid:
+            return resize_positions(value, prefix, self._grid, model_shape.grid)
         return value
 
-    def _checkpoint_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        # The model's prefix with the checkpoint's grid: another resolution is no misfit.
-        prefix = shape[1] - self._model.shape.patches
-        return (1, prefix + math.prod(self._grid), shape[2])
-
-    def _fresh(self, path: str, shape: tuple[int, ...], i: int) -> Array:
-        if path.endswith("bias"):
-            return jnp.zeros(shape)
-        initializer = jax.nn.initializers.truncated_normal(0.02)
-        return initializer(jax.random.fold_in(jax.random.key(0), i), shape, jnp.float32)
-
-    def check(self) -> None:
-        """Raises InputError with all that did not fit."""
-        used = {name for mapping in self.used for name in mapping.sources}
-        if self._reset_head:
-            used |= self._heads()
+    def _check(self, used: set[str]) -> None:
+        heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]
+        of_heads = {name for mapping in heads for name in mapping.sources}
+        if _HEADS[0] in self._fresh:
+            used = used | of_heads
+        unused = UNUSED if self._model.reducer.learned else (*UNUSED, REDUCER)
         left_over = [
             name
-            for name in self._checkpoint.arrays
-            if name not in used
-            and not name.startswith(REDUCER)
-            and not any(part in name for part in UNUSED)
+            for name in self._arrays
+            if name not in used and not any(part in name for part in unused)
         ]
         if not (self._missing or left_over or self._misshapen):
             return
-        parts = {"missing": self._missing, "left over": left_over}
+        parts = {"missing": self._missing, "left over": left_over, "misshapen": self._misshapen}
         listed = [f"{what}: {ranges(names)}" for what, names in parts.items() if names]
-        if self._misshapen:
-            listed.append(f"misshapen: {ranges(self._misshapen)}")
         hints = {why for key, why in FOREIGN.items() if any(key in name for name in left_over)}
         listed += [f"this model has no {why}" for why in sorted(hints)]
-        unfit = {*self._missing, *left_over, *(text.split(" ")[0] for text in self._misshapen)}
         if any(name.startswith(REDUCER) for name in self._missing):
-            kind = type(self._model.reducer).__name__
             listed.append(
-                f"{kind} is learned: expected its weights as extra_weights, or fresh_reducer to "
-                "train them"
+                f"{type(self._model.reducer).__name__} is learned: expected its weights as "
+                "extra_weights, or fresh_reducer to train them"
             )
-        if unfit <= self._heads():
+        misshapen = {text.split(" ")[0] for text in self._misshapen}
+        if {*self._missing, *left_over} | misshapen <= of_heads:
             listed.append("reset_head starts with a fresh head")
-        raise InputError(f"{self._checkpoint.path} does not fit the model; {'; '.join(listed)}")
-
-    def _heads(self) -> set[str]:
-        heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]
-        return {name for mapping in heads for name in mapping.sources}
+        raise InputError(f"{self._path} does not fit the model; {'; '.join(listed)}")
 
 
-def _is_float(array: np.ndarray) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)
+def _fresh_head(path: str, shape: tuple[int, ...], i: int) -> Array:
+    if path.endswith("bias"):
+        return jnp.zeros(shape)
+    initializer = jax.nn.initializers.truncated_normal(0.02)
+    return initializer(jax.random.fold_in(jax.random.key(0), i), shape, jnp.float32)

@@ -1,4 +1,7 @@
-"""Checkpoints of every kind: same logits as PyTorch, or one line that says what does not fit."""
+"""Checkpoints of every kind: same logits as PyTorch, or one line that says what does not fit.
+
+Covers checkpoint/architecture.py and checkpoint/weight_loader.py.
+"""
 
 import functools
 import json

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tdm_jax.checkpoint import read_state_dict
-from tdm_jax.checkpoint.raw_checkpoint import METADATA, read_raw_checkpoint
+from tdm_jax.checkpoint.export import METADATA
+from tdm_jax.checkpoint.raw_checkpoint import read_raw_checkpoint
 from tdm_jax.errors import InputError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

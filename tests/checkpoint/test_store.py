@@ -63,9 +63,9 @@ def test_empty(open_store):
 def test_round_trip_is_bitwise(open_store):
     store = open_store()
     state = _state(0.1)
-    assert store.save(3, state, metrics={"top1": 0.5}, metadata={"model": {"depth": 4}})
-    step, restored, metadata = store.restore(_state())
-    assert (step, metadata) == (3, {"model": {"depth": 4}})
+    assert store.save(3, state, metrics={"top1": 0.5})
+    step, restored = store.restore(_state())
+    assert step == 3
     assert isinstance(restored["train"], TrainState)
     _equal(restored, state)
 
@@ -93,20 +93,12 @@ def test_keeps_last_and_best(open_store):
     assert again.latest_step() == 7
 
 
-def test_best_may_be_the_least(open_store):
-    store = open_store(keep_last=1, best_metric="loss", best_mode="min")
-    for step, loss in enumerate([3.0, 1.0, 2.0], start=1):
-        store.save(step, _params(), metrics={"loss": loss})
-    store.wait()
-    assert store.all_steps() == (2, 3)
-
-
 def test_saves_a_step_once(open_store):
     store = open_store()
     assert store.save(2, _params(1.0))
     assert not store.save(2, _params(2.0))
     assert not store.save(1, _params(2.0))
-    _, params, _ = store.restore(_params())
+    _, params = store.restore(_params())
     _equal(params, _params(1.0))
 
 
@@ -122,7 +114,7 @@ def test_restores_onto_the_shardings_asked_for(open_store):
             "b": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=whole),
         }
     }
-    _, params, _ = store.restore(abstract)
+    _, params = store.restore(abstract)
     assert params["params"]["w"].sharding == rows
     assert params["params"]["b"].sharding == whole
     _equal(params, _params(1.0))
@@ -137,7 +129,7 @@ def test_restores_onto_the_shardings_asked_for(open_store):
 def test_goes_back_over_damage(damage, open_store, tmp_path, caplog):
     store = open_store()
     for step in (1, 2, 3):
-        store.save(step, _state(step), metadata={"step": step})
+        store.save(step, _state(step))
     store.close()
     for step in (2, 3):
         for file in _data_files(tmp_path / "run" / str(step)):
@@ -154,8 +146,8 @@ def test_goes_back_over_damage(damage, open_store, tmp_path, caplog):
         if damage == "torn metrics":
             (tmp_path / "run" / str(step) / "metrics" / "metrics").write_text("{")
     store = open_store()
-    step, state, metadata = store.restore(_state())
-    assert (step, metadata) == (1, {"step": 1})
+    step, state = store.restore(_state())
+    assert step == 1
     _equal(state, _state(1))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("step 3 is unreadable" in message for message in warnings)
@@ -178,7 +170,7 @@ def test_one_flipped_bit_is_damage(open_store, tmp_path, caplog):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    step, state, _ = open_store().restore({"w": jnp.zeros((64, 33))})
+    step, state = open_store().restore({"w": jnp.zeros((64, 33))})
     assert step == 1
     np.testing.assert_array_equal(state["w"], noise)
     assert "step 2 is unreadable" in caplog.text
@@ -230,15 +222,11 @@ def test_another_model_is_an_error(open_store):
         store.restore({"params": {"w": jnp.zeros((8, 5)), "new": jnp.zeros(2)}})
     for part in ("w: got (8, 4), expected (8, 5)", "params/new: missing", "params/old: left over"):
         assert part in str(error.value)
-    with pytest.raises(InputError, match="has no step 9"):
-        store.restore(_params(), step=9)
 
 
 def test_bad_settings(open_store, tmp_path):
     with pytest.raises(InputError, match="keep_last at least 1"):
         open_store(keep_last=0)
-    with pytest.raises(InputError, match="'max' or 'min'"):
-        open_store(best_mode="most")
     with pytest.raises(InputError, match="'top1' decides"):
         open_store().save(1, _params(), metrics={"loss": 1.0})
     (tmp_path / "file").write_text("")
