@@ -1,9 +1,9 @@
 """The compiled training step of every phase; the next one compiles while the present one trains."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jax.sharding import Mesh
-from jax.stages import Compiled
 from jaxtyping import PyTree
 
 from tdm_jax.training.experiment import Experiment
@@ -21,7 +21,7 @@ class CompiledSteps:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._compiled: dict[int, Future] = {}
 
-    def at(self, step: int) -> tuple[Compiled, Phase]:
+    def at(self, step: int) -> tuple[Callable, Phase]:
         """The update that follows `step` others, and the phase that it belongs to."""
         phases, present = self._experiment.phases, self._experiment.phase(step)
         for index in range(present, min(present + 2, len(phases))):
@@ -33,6 +33,6 @@ class CompiledSteps:
         """Gives up what has not begun."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _compile(self, index: int) -> Compiled:
+    def _compile(self, index: int) -> Callable:
         recipe = self._experiment.phase_recipe(index)
         return lower_train_step(recipe, self._mesh, *self._abstract).compile()

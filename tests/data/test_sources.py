@@ -1,3 +1,8 @@
+"""Digits, folders and TFDS sets as sources of examples.
+
+Covers data/source.py, data/folder_source.py and data/tfds_source.py.
+"""
+
 import collections
 import subprocess
 import sys
