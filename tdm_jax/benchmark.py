@@ -46,7 +46,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    output, sizes = shared.output(), shared.numbers("batch_sizes", int)
+    output, sizes = shared.output(), shared.numbers("batch_sizes", int) or []
     about = environment.describe() | {"rounds": FLAGS.rounds, "started": environment.now()}
     candidates = make_candidates(**shared.candidates())
     timing = Timing(rounds=FLAGS.rounds, min_seconds=FLAGS.min_seconds)

@@ -10,6 +10,7 @@ The digits are 8 x 8 pixels: they show that everything works, and nothing about 
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def demo(config: ConfigDict, output: Path) -> str:
         candidates, evaluation=evaluation, timing=Timing(rounds=15), batch_size=64, note=_say
     )
     same = round_trip(output / "digits_timm.safetensors", candidates[0], evaluation)
-    about = {
+    about: dict[str, Any] = {
         "machine": environment.describe(),
         "note": "one seed; digits are no evidence for ImageNet",
     }
@@ -117,7 +118,8 @@ def round_trip(path: Path, candidate: Candidate, evaluation: Evaluation) -> str:
     Raises:
       RuntimeError: the copy's accuracy is another.
     """
-    checkpoint.save_safetensors(path, candidate.model, candidate.variables, overwrite=True)
+    variables: Any = candidate.variables
+    checkpoint.save_safetensors(path, candidate.model, variables, overwrite=True)
     copy = Candidate(NAME, BASELINE, None, *checkpoint.load_pretrained(path))
     own, read = (evaluation(one)["top1"] for one in (candidate, copy))
     if own != read:
@@ -131,7 +133,7 @@ def tokens(model: VisionTransformer, variables: PyTree, data_config: DataConfig)
     first = [int(np.argmax(batch["label"] == label)) for label in range(model.num_classes)]
     images = batch["image"][first]
     logits, info = jax.jit(lambda v, x: model.apply(v, x, return_info=True))(
-        variables, jnp.asarray(normalise(images, data_config.mean, data_config.std))
+        variables, normalise(jnp.asarray(images), data_config.mean, data_config.std)
     )
     grid = model.shape.grid
     panels = []

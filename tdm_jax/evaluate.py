@@ -57,9 +57,11 @@ def main() -> None:
         evaluation = Evaluation(shared.data())
     else:
         run = settings if FLAGS.config is None else parse(FLAGS.config)
-        if run is None:
-            shared.data("an evaluation needs data, or a training's by --config")
-        evaluation = Evaluation(shared.data_changes(), run.data)
+        evaluation = (
+            Evaluation(shared.data("an evaluation needs data, or a training's by --config"))
+            if run is None
+            else Evaluation(shared.data_changes(), run.data)
+        )
     rates = shared.numbers("keep_rate") or [None]
     candidates = make_candidates(methods=[FLAGS.reducer], keep_rates=rates, **checkpoint)
     evaluation.check(candidates)

@@ -16,6 +16,7 @@ The same command continues a sweep, and more methods or keep rates only add to i
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -48,7 +49,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    output, training = shared.output(), FLAGS.config
+    output: Any = shared.output()
+    training = FLAGS.config
     if training is None:
         evaluation = Evaluation(shared.data("a sweep needs data, or a training's by --config"))
     elif FLAGS.data:
@@ -62,7 +64,7 @@ def main() -> None:
         evaluation,
         output,
         config=training,
-        seeds=shared.numbers("seeds", int),
+        seeds=shared.numbers("seeds", int) or [],
         timing=Timing(**measuring) if measuring else None,
         batch_size=FLAGS.batch_size,
         note=start.note,

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from tdm_jax.analysis.candidate import Candidate, check_weights, make_candidate
+from tdm_jax.analysis.candidate import Candidate, Loaded, check_weights, make_candidate
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.data.pictures import read_examples, read_images
@@ -54,7 +54,8 @@ def candidates_from_flags() -> dict[str, Candidate]:
     methods = (POLES if FLAGS.poles else {}) | {method: method for method in FLAGS.reducer}
     if not methods:
         raise InputError("--reducer: expected at least one method, or --poles; got none")
-    loaded, settings = {}, shared.checkpoint()
+    loaded: Loaded = {}
+    settings = shared.checkpoint()
     (checkpoint,) = settings.pop("models")
     candidates = {
         label: make_candidate(checkpoint, method, FLAGS.keep_rate, loaded=loaded, **settings)

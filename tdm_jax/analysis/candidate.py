@@ -153,9 +153,10 @@ def make_candidate(
         if layers is not None and isinstance(reducer, StageReducer):
             reducer = dataclasses.replace(reducer, layers=tuple(layers))
         method = describe_reducer(reducer)["name"]
-    by_rate = isinstance(reducer, StageReducer) and (reducer.by_rate or reducer.adaptive)
-    rate = reducer.keep_rate if by_rate else None
-    return Candidate(model, method, rate, built.clone(reducer=reducer), variables)
+    rate = None
+    if isinstance(reducer, StageReducer) and (reducer.by_rate or reducer.adaptive):
+        rate = reducer.keep_rate
+    return Candidate(model, str(method), rate, built.clone(reducer=reducer), variables)
 
 
 def _reducer(method: str, keep_rate: KeepRate, layers: Sequence[int] | None) -> Reducer:

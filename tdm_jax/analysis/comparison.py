@@ -43,9 +43,10 @@ def compare(
     counted = {candidate.model: costs.count(candidate.model) for candidate in candidates}
     baselines = {c.name: counted[c.model].macs for c in candidates if c.is_baseline}
     top1: list[float | None] = [None] * len(candidates)
-    for index, candidate in enumerate(candidates if evaluation else ()):
-        note(f"evaluating {candidate.name} {candidate.label}")
-        top1[index] = evaluation(candidate)["top1"]
+    if evaluation is not None:
+        for index, candidate in enumerate(candidates):
+            note(f"evaluating {candidate.name} {candidate.label}")
+            top1[index] = evaluation(candidate)["top1"]
     speeds: Sequence[Measurement | None] = [None] * len(candidates)
     if timing is not None:
         speeds = measure_speeds(candidates, timing, batch_size=batch_size, note=note)

@@ -159,14 +159,15 @@ def check(experiment: Experiment, devices: list[Any], phase: int, teacher: PyTre
 
 
 def _read(compiled: Compiled, keep_rate: object) -> Check:
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
     return Check(
         keep_rate=keep_rate,
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         program_bytes=memory.generated_code_size_in_bytes,
-        flops=compiled.cost_analysis()["flops"],
-        collectives=collectives(compiled.as_text()),
+        flops=cost["flops"],
+        collectives=collectives(compiled.as_text() or ""),
     )
 
 
@@ -222,7 +223,7 @@ def _misfit(
     name: str, experiment: Experiment, devices: list[Any], memory: float, teacher: PyTree
 ) -> str | None:
     """Prints the report for one topology; returns why it does not fit, or None."""
-    mesh, batch = experiment.make_mesh(devices), experiment.data_config.batch_size
+    mesh, batch = experiment.make_mesh(devices), experiment.settings.data.batch_size
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(
         f"{name}: {mesh.size} devices of {memory:g} GiB ({axes}), batch {batch}, "

@@ -161,7 +161,7 @@ def per_block(rows: Sequence[Result]) -> str:
     def score(scores: Sequence[float], block: int) -> str:
         return significant(scores[block]) if block < len(scores) else UNKNOWN
 
-    depth = max(len(row.diversity_per_block) for row in rows)
+    depth = max(len(row.diversity_per_block or ()) for row in rows)
     blocks = [
         Column("diversity_per_block", f"Block {i + 1}", functools.partial(score, block=i))
         for i in range(depth)

@@ -126,7 +126,7 @@ class Column(NamedTuple):
         if not known(value):
             return UNKNOWN, ""
         show = self.show or str
-        spread = getattr(row, self.spread) if self.spread else None
+        spread: Any = getattr(row, self.spread) if self.spread else None
         if not known(spread):
             return show(value), ""
         ends = [show(end) for end in np.atleast_1d(spread)]
@@ -279,8 +279,10 @@ def _result(row: Mapping[str, Any]) -> Result:
         if key not in KEYS:
             raise unknown("key of a table", key, KEYS)
     # What to_json has as null was None or NaN, or "" where words are missing.
-    values = {key: value for key, value in row.items() if value is not None}
-    return Result(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if v is not None
+    }
+    return Result(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -99,14 +99,15 @@ def advise(
     by_tile = schedules(candidate.model, macs)
     # The weights of a method may follow its counts: each schedule has its own.
     tried = {tile: candidate.with_reducer(reducer) for tile, reducer in by_tile.items()}
-    runs = {None: candidate.unreduced(), **tried}
+    runs: dict[int | None, Candidate] = {None: candidate.unreduced()}
+    runs.update(tried.items())
     programs = [
         compile_forward(run.model.clone(dtype=dtype), run.any_variables(), batch_size)
         for run in runs.values()
     ]
     rows = []
     for (tile, run), speed in zip(runs.items(), measure(programs, timing), strict=True):
-        reducer = run.model.reducer
+        reducer: Any = run.model.reducer
         chosen = tile is not None
         rows.append(
             Result(
@@ -121,7 +122,7 @@ def advise(
                 **speed.row(is_baseline=not chosen),
             )
         )
-    return sorted(rows, key=lambda row: (row.tile is None, -row.speedup))
+    return sorted(rows, key=lambda row: (row.tile is None, -(row.speedup or 0.0)))
 
 
 def advice(rows: Sequence[Result]) -> str:

@@ -15,7 +15,7 @@ flags.disclaim_key_flags()
 
 def numbers(flag: str, kind: type[int] | type[float] = float) -> list[Any] | None:
     """The numbers of a list flag; None where it has no value."""
-    texts = FLAGS[flag].value
+    texts: Any = FLAGS[flag].value
     try:
         return None if texts is None else [kind(text) for text in texts]
     except ValueError as error:

@@ -166,24 +166,27 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Decodes and transforms; `images.CorruptImage` if the data is damaged."""
-        match self.config.augmentation:
-            case "crop":
-                return to_array(_crop(image, self.config, rng))
-            case "affine":
-                return to_array(_affine(image, self.config, rng))
-            case _:
-                return to_array(_whole(image, self.config))
+        config, resample = self.config, _resample(self.config)
+        if config.augmentation == "crop":
+            box = random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
+            image = crop_and_resize(image, box, config.image_size, config.channels, resample)
+            return to_array(distort(image, config, rng))
+        image = _whole(image, config)
+        if config.augmentation == "affine":
+            image = random_affine(
+                image,
+                rng,
+                shift=config.affine_shift,
+                scale=config.affine_scale,
+                degrees=config.affine_degrees,
+                resample=resample,
+            )
+        return to_array(image)
 
 
 def _whole(image: Image.Image, config: DataConfig) -> Image.Image:
     image = images.load(image, config.channels)
     return resize_and_center_crop(image, config.image_size, config.crop_pct, _resample(config))
-
-
-def _crop(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
-    box = random_crop_box(image.size, rng, config.crop_scale, config.crop_ratio)
-    image = crop_and_resize(image, box, config.image_size, config.channels, _resample(config))
-    return distort(image, config, rng)
 
 
 def distort(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
@@ -205,17 +208,6 @@ def _rand_augment(image: Image.Image, config: DataConfig, rng: np.random.Generat
         rng,
         fill=mean if config.channels == 3 else mean[0],
         resample=Image.Resampling[geometric.upper()],
-    )
-
-
-def _affine(image: Image.Image, config: DataConfig, rng: np.random.Generator) -> Image.Image:
-    return random_affine(
-        _whole(image, config),
-        rng,
-        shift=config.affine_shift,
-        scale=config.affine_scale,
-        degrees=config.affine_degrees,
-        resample=_resample(config),
     )
 
 

@@ -5,7 +5,7 @@ A row without a keep rate is a reference, the unreduced model as a rule.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def _name(row: Result, telling: Sequence[str]) -> str:
     return " ".join(getattr(row, key) for key in keys if known(getattr(row, key)))
 
 
-def _point(row: Result, axis: Axis) -> Point:
+def _point(row: Any, axis: Axis) -> Point:
     x = low = high = math.nan
     if _has(row, axis.key):
         # One keep rate a stage: their mean stands for them.

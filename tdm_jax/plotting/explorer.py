@@ -69,7 +69,7 @@ def explorer(
     }
 
 
-def _mentioned(methods: Mapping[str, list[dict[str, Any]]], labels: Sequence[int]) -> list[int]:
+def _mentioned(methods: Mapping[str, list[dict[str, Any]]], labels: Sequence[Any]) -> list[int]:
     images = (image for runs in methods.values() for run in runs for image in run["images"])
     return sorted({name for image in images for name, _ in image["says"]} | set(labels))
 

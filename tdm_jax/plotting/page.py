@@ -77,11 +77,11 @@ def write_page(
 
 def html_table(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARISON) -> str:
     """The rows as an HTML table, every cell escaped; a model that all share is its caption."""
-    columns = shown(rows, columns)
+    visible = shown(rows, columns)
     models = {row.model for row in rows}
     caption = ""
     if len(models) == 1 and known(model := models.pop()):
-        columns = [column for column in columns if column.key != "model"]
+        visible = [column for column in visible if column.key != "model"]
         caption = f"<caption>{html.escape(model)}</caption>"
 
     def kind(column: Column) -> str:
@@ -94,9 +94,9 @@ def html_table(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARI
 
     head = "".join(
         f'<th scope="col" class="{kind(column)}">{html.escape(column.heading)}</th>'
-        for column in columns
+        for column in visible
     )
-    body = "\n".join(f"<tr>{''.join(cell(row, c) for c in columns)}</tr>" for row in rows)
+    body = "\n".join(f"<tr>{''.join(cell(row, c) for c in visible)}</tr>" for row in rows)
     return f"{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
 
 

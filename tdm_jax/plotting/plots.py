@@ -119,7 +119,7 @@ def save(figure: "Figure", path: str | Path) -> None:
         raise InputError(f"cannot write {path}: expected a name that ends in .png or .svg")
     import matplotlib
 
-    stable = {"svg.fonttype": "none", "svg.hashsalt": "tdm_jax"}
+    stable: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "tdm_jax"}
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with replacing(path) as beside, matplotlib.rc_context(stable):
         figure.savefig(beside, dpi=200, metadata=metadata)
@@ -208,7 +208,8 @@ def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
 
 def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
     """Names the lines at the right of the plot, where they do not overlap."""
-    width, height = axes.get_figure().get_size_inches()
+    figure: Any = axes.get_figure()
+    width, height = figure.get_size_inches()
     gap = 0.27 / height  # a line of text, in inches
     longest = int(5 * width)  # characters; more would leave the lines no room
     low, high = axes.get_ylim()

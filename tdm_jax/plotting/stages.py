@@ -1,7 +1,7 @@
 """What methods make of one image, stage by stage: a figure with a row for each stage."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +60,11 @@ def source_maps(
 ) -> Iterator[tuple[Picture, list[Column]]]:
     """Runs each image through each candidate, by its label; one compilation each."""
 
-    def program(candidate: Candidate):
+    def program(candidate: Candidate) -> Callable[..., tuple[Stage, ...]]:
         @jax.jit
         def stages(variables: PyTree, image: Float[Array, "1 h w c"]) -> tuple[Stage, ...]:
-            return candidate.model.apply(variables, image, return_info=True)[1].stages
+            output: Any = candidate.model.apply(variables, image, return_info=True)
+            return output[1].stages
 
         return stages
 
