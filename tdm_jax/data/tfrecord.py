@@ -134,10 +134,7 @@ def index_file(path: Path) -> Int64[np.ndarray, " records_and_one"]:
     stored = np.ascontiguousarray(heads[:, 8:]).view("<u4")[:, 0]
     wrong = np.flatnonzero(masked_crc32c(heads[:, :8]) != stored)
     if wrong.size:
-        raise InputError(
-            f"{path} is no TFRecord file, or damaged at byte {offsets[wrong[0]]}: "
-            "a record's length does not match its checksum"
-        )
+        raise _unsound(path, offsets[wrong[0]])
     return np.asarray([*offsets, size], np.int64)
 
 
@@ -150,16 +147,20 @@ def _frames(file: int, size: int, path: Path) -> Iterator[tuple[int, bytes]]:
         if len(header) < _HEADER or end > size:
             # A first length that is nonsense means another kind of file.
             if len(header) == _HEADER and not _length_is_sound(header):
-                raise InputError(
-                    f"{path} is no TFRecord file, or damaged at byte {offset}: "
-                    "a record's length does not match its checksum"
-                )
+                raise _unsound(path, offset)
             raise InputError(
                 f"{path} is truncated: its record at byte {offset} should end at byte {end}, "
                 f"the file ends at {size}"
             )
         yield offset, header
         offset = end
+
+
+def _unsound(path: Path, offset: int) -> InputError:
+    return InputError(
+        f"{path} is no TFRecord file, or damaged at byte {offset}: "
+        "a record's length does not match its checksum"
+    )
 
 
 def _length_is_sound(header: bytes) -> bool:

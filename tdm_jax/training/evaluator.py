@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
 from tqdm import tqdm
 
 from tdm_jax import data
@@ -74,15 +75,17 @@ class Evaluator:
 
     def explain(
         self, variables: PyTree, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[np.ndarray, "b k"], tuple[Stage, ...]]:
+    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
         """The logits of some images, before normalisation, and what became of their patches."""
         size, parts = self._data_config.eval_batch_size, []
         for part in np.split(images, range(size, len(images), size)):
             filled = np.resize(part, (size, *part.shape[1:]))
             batch = {"image": filled, "label": np.zeros(size, np.int32)}
             batch = sharding.place_batch(self._mesh, batch | {"mask": np.zeros(size, np.float32)})
-            parts.append(jax.device_get(self._step(variables, batch)[1:]))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+            leaves, tree = jax.tree.flatten(self._step(variables, batch)[1:])
+            parts.append(jax.device_get(leaves))
+        joined = [np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True)]
+        return jax.tree.unflatten(tree, map(jnp.asarray, joined))
 
     def _sums(self, variables: PyTree, batches: tqdm) -> Iterator[dict]:
         previous = None
@@ -110,7 +113,7 @@ class RunEvaluator:
         for prefix, model in experiment.evaluated.items():
             if prefix not in self._evaluators:
                 self._evaluators[prefix] = Evaluator(
-                    model, experiment.data_config, self._mesh, state.variables
+                    model, experiment.settings.data, self._mesh, state.variables
                 )
             results[prefix] = self._evaluators[prefix](state.variables)
         if experiment.recipe.ema_decay > 0.0:

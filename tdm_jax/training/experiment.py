@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 
 from tdm_jax import data
 from tdm_jax.checkpoint import describe, load_pretrained
-from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import mixes
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import Preprocessing
@@ -56,11 +55,6 @@ class Experiment:
         """The model with the reducer that training ends with."""
         return self.recipe.model
 
-    @property
-    def data_config(self) -> DataConfig:
-        """Where images come from."""
-        return self.settings.data
-
     def phase(self, step: int) -> int:
         """Index of the phase that `step` belongs to."""
         return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
@@ -86,9 +80,9 @@ class Experiment:
         mesh = sharding.make_mesh(self.settings.mesh, devices)
         sharding.check_batch(
             mesh,
-            self.data_config.batch_size,
+            self.settings.data.batch_size,
             accumulate=self.settings.accumulate,
-            pairs=mixes(self.data_config),
+            pairs=mixes(self.settings.data),
             name="data.batch_size",
         )
         return mesh

@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 from os import PathLike
+from typing import Any
 
 import jax
 from etils import epath
@@ -90,13 +91,25 @@ def _train(
     teacher_variables = jax.device_put(teacher_variables, shardings)
     state = restore(store, experiment, mesh) or first_state(experiment, mesh)
     start, loss, result = int(state.step), None, {}
-    write_start(workdir, settings, experiment.model)
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with contextlib.ExitStack() as stack:
-        opened = lambda piece: stack.enter_context(contextlib.closing(piece))  # noqa: E731
-        progress = opened(_progress(experiment, workdir, start))
+
+        def opened(piece: Any) -> Any:
+            return stack.enter_context(contextlib.closing(piece))
+
+        progress = opened(
+            Progress(
+                workdir,
+                start=start,
+                steps=steps,
+                batch_size=settings.data.batch_size,
+                tensorboard=settings.tensorboard,
+            )
+        )
+        write_start(workdir, settings, experiment.model)
         compiled = opened(CompiledSteps(experiment, mesh, teacher_variables))
         profiler = opened(Profiler(workdir / "profile", settings.profile_steps))
-        batches = opened(_batches(experiment, start))
+        batches = opened(data.train_batches(settings.data, start_step=start, **place))
         evaluate = RunEvaluator(experiment, mesh)
         preemption = stack.enter_context(Preemption())
         for step in range(start + 1, steps + 1):
@@ -133,26 +146,6 @@ def _train(
     result = {**result, "step": steps}
     write_result(workdir, result)
     return result
-
-
-def _progress(experiment: Experiment, workdir: epath.Path, start: int) -> Progress:
-    return Progress(
-        workdir,
-        start=start,
-        steps=experiment.steps,
-        batch_size=experiment.data_config.batch_size,
-        tensorboard=experiment.settings.tensorboard,
-        silent=jax.process_index() > 0,
-    )
-
-
-def _batches(experiment: Experiment, start: int) -> data.Batches:
-    return data.train_batches(
-        experiment.data_config,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def _finite(step: int, values: Metrics, store: Store, workdir: epath.Path) -> dict[str, float]:

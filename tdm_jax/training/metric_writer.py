@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
@@ -34,14 +35,13 @@ class Progress:
         steps: int,
         batch_size: int,
         tensorboard: bool = False,
-        silent: bool = False,
     ) -> None:
-        """Args: `start` is the step that the run resumes from, `silent` is for further processes.
+        """Args: `start` is the step that the run resumes from.
 
         Raises:
           InputError: TensorBoard is asked for, but tensorboardX is not installed.
         """
-        self._silent = silent
+        self._silent = silent = jax.process_index() > 0
         self._batch_size = batch_size
         self._since = (start, time.monotonic())
         self._phase: Phase | None = None
@@ -85,10 +85,8 @@ class Progress:
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Reports an evaluation."""
-        shown = ", ".join(
-            f"{name} {value:.2f}%" for name, value in values.items() if "top1" in name
-        )
-        self.note(f"step {step}: {shown}")
+        shown = (f"{name} {value:.2f}%" for name, value in values.items() if "top1" in name)
+        self.note(f"step {step}: {', '.join(shown)}")
         self._write(step, values)
 
     def note(self, text: str) -> None:
@@ -105,8 +103,7 @@ class Progress:
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.close()
-        if not self._silent:
-            self._lines.flush()
+        self.flush(self._since[0])
         if self._board is not None:
             self._board.close()
 

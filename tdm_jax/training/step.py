@@ -117,18 +117,20 @@ def train_step(
         augment_key, batch["image"], batch["label"], recipe.data_config, recipe.num_classes
     )
 
-    def loss(variables: PyTree, key: Array, images: Array, targets: Array) -> tuple[Array, Metrics]:
-        return _loss(recipe, variables, teacher_variables, key, images, targets)
-
     variables = state.variables
-    gradient = jax.grad(loss, has_aux=True)
     if mesh is not None:
         variables, teacher_variables = gather_params(mesh, (variables, teacher_variables))
-        gradient = _scattered(gradient, mesh)
+
+    def gradient(key: Array, images: Array, targets: Array) -> tuple[PyTree, Metrics]:
+        grads, values = jax.grad(_loss, has_aux=True)(
+            variables, recipe, teacher_variables, key, images, targets
+        )
+        return grads if mesh is None else scatter_grads(mesh, grads), values
+
     if recipe.accumulate > 1:
-        gradient = _accumulated(gradient, recipe.accumulate)
+        gradient = _accumulated(gradient, variables, recipe.accumulate)
     with reverse_mode():
-        grads, values = gradient(variables, model_key, images, targets)
+        grads, values = gradient(model_key, images, targets)
 
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.variables)
     variables = optax.apply_updates(state.variables, updates)
@@ -200,17 +202,16 @@ def lower_eval_step(
 
 
 def _abstract_batch(data_config: DataConfig, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (size, *data_config.image_size, data_config.channels)
     return {
-        "image": jax.ShapeDtypeStruct(
-            (size, *data_config.image_size, data_config.channels), jnp.uint8
-        ),
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
 
 
 def _loss(
-    recipe: Recipe,
     variables: PyTree,
+    recipe: Recipe,
     teacher_variables: PyTree,
     key: Array,
     images: Float[Array, "b h w c"],
@@ -239,30 +240,18 @@ def _loss(
     return total, values | auxiliary | {"loss": total}
 
 
-def _scattered(gradient: Callable, mesh: Mesh) -> Callable:
-    """`gradient`, reduced to where each parameter lives."""
-
-    def reduced(*args: PyTree) -> tuple[PyTree, Metrics]:
-        grads, values = gradient(*args)
-        return scatter_grads(mesh, grads), values
-
-    return reduced
-
-
-def _accumulated(gradient: Callable, parts: int) -> Callable:
+def _accumulated(gradient: Callable, variables: PyTree, parts: int) -> Callable:
     """`gradient` over `parts` equal parts of the batch, one after another, averaged."""
 
     def split(x: Array) -> Array:
         # Part i takes rows i, i + parts, ...: each device keeps the rows that it holds.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def averaged(
-        variables: PyTree, key: Array, images: Array, targets: Array
-    ) -> tuple[PyTree, Metrics]:
-        def one(total: PyTree, part: tuple) -> tuple[PyTree, Metrics]:
-            grads, values = gradient(variables, *part)
-            return jax.tree.map(jnp.add, total, grads), values
+    def one(total: PyTree, part: tuple) -> tuple[PyTree, Metrics]:
+        grads, values = gradient(*part)
+        return jax.tree.map(jnp.add, total, grads), values
 
+    def averaged(key: Array, images: Array, targets: Array) -> tuple[PyTree, Metrics]:
         inputs = jax.random.split(key, parts), split(images), split(targets)
         total, values = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, variables), inputs)
         return jax.tree.map(lambda g: g / parts, total), {k: v.mean() for k, v in values.items()}
