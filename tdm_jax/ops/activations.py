@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 
 @jax.checkpoint
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, in float32; by erf, which is twice as fast as erfc on CPUs.
+    """The exact GELU, in float32; by erf, and again in the backward pass.
 
-    The backward pass computes erf again: that is cheaper than storing it.
+    On CPUs erf is twice as fast as erfc, and cheaper than storing it (docs/performance.md, CPU,
+    "GELU through erf", "GELU computed again").
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + lax.erf(y * 2**-0.5))).astype(x.dtype)

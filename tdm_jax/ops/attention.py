@@ -46,7 +46,7 @@ def by_products(
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Heads before tokens, divided last (docs/performance.md, CPU and TPU, rows of both names)."""
+    """Heads before tokens (docs/performance.md, CPU, "heads before tokens", "dividing by")."""
     q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     if bias is not None:

@@ -1,6 +1,5 @@
 """Weighted means of tokens: several become one."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +56,7 @@ def merge_groups(
     sequence: Float[Array, "b t d"],
     weight: Float[Array, "b n"],
     groups: Sequence[Merge],
+    route: Int[Array, "b n"],
 ) -> Float[Array, "b k d"]:
     """The prefix of a sequence as it is, then each group's `keep` with what joins it.
 
@@ -64,12 +64,16 @@ def merge_groups(
       sequence: prefix and patch tokens.
       weight: of each patch token in an average.
       groups: which patch tokens go on, and which join them.
+      route: of all groups side by side, see `Merge.route`.
     """
-    return by_platform(sequence, weight, tuple(groups), reference=by_index, tpu=by_product)
+    return by_platform(sequence, weight, tuple(groups), route, reference=by_index, tpu=by_product)
 
 
 def by_index(
-    sequence: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
+    sequence: Float[Array, "b t d"],
+    weight: Float[Array, "b n"],
+    groups: Sequence[Merge],
+    route: Int[Array, "b n"],
 ) -> Float[Array, "b k d"]:
     """Products over those few that merge (docs/performance.md, CPU, "matched tokens", "apart")."""
     s = sequence.shape[1] - weight.shape[1]
@@ -88,19 +92,20 @@ def by_index(
 
 
 def by_product(
-    sequence: Float[Array, "b t d"], weight: Float[Array, "b n"], groups: Sequence[Merge]
+    sequence: Float[Array, "b t d"],
+    weight: Float[Array, "b n"],
+    groups: Sequence[Merge],
+    route: Int[Array, "b n"],
 ) -> Float[Array, "b k d"]:
     """All by one product (docs/performance.md, TPU, "a stage's new tokens by one product").
 
     With the prefix in it the sequence is never taken apart, so it keeps its layout.
     """
-    s = sequence.shape[1] - weight.shape[1]
-    merge = functools.reduce(Merge.beside, groups)
-    route = merge.route(weight.shape[1])
+    s, count = sequence.shape[1] - weight.shape[1], sum(merge.keep.shape[1] for merge in groups)
     route = jnp.where(route < 0, -1, s + route)
     route = jnp.concatenate([leading_indices(s, route), route], axis=1)
     weight = jnp.pad(weight, ((0, 0), (s, 0)), constant_values=1.0)
-    return token_major(weighted_mean(sequence, route, weight, s + merge.keep.shape[1]))
+    return token_major(weighted_mean(sequence, route, weight, s + count))
 
 
 def weighted_mean(

@@ -146,11 +146,12 @@ class TokenState(struct.PyTreeNode):
           joined.
         """
         s = self.prefix.shape[1]
-        x = merge_groups(self.sequence(), weight, groups)
         merge = functools.reduce(Merge.beside, groups)
+        route = merge.route(self.count)
+        x = merge_groups(self.sequence(), weight, groups, route)
         joined = one_hot(merge.into, merge.keep.shape[1], bool).any(axis=1)
         kind = jnp.where(joined, TokenKind.MATCHED, gather_tokens(self.kind, merge.keep))
-        return self.replace_tokens(x[:, s:], merge.route(self.count), kind).replace(prefix=x[:, :s])
+        return self.replace_tokens(x[:, s:], route, kind).replace(prefix=x[:, :s])
 
     def append(self, token: Float[Array, "b 1 d"], kind: int) -> "TokenState":
         """Adds a token that stands for no patch."""

@@ -1,6 +1,6 @@
 """Every operation that platforms do in ways of their own answers alike in all of them.
 
-All but attention, whose other form needs a GPU: see test_attention.py.
+Covers ops/class_row.py, and all but attention, whose other form needs a GPU: see test_attention.py.
 """
 
 import functools
@@ -40,7 +40,7 @@ OPERATIONS = {
     "gather_tokens of tokens": (gather_tokens, (normal(3, 9, 5), ORDER[:, :4]), {"tpu"}),
     "gather_sequence": (gather_sequence, (normal(3, 9, 5), ORDER[:, :4]), {"tpu"}),
     "merge_groups": (
-        functools.partial(merge_groups, groups=GROUPS),
+        functools.partial(merge_groups, groups=GROUPS, route=GROUPS[0].beside(GROUPS[1]).route(9)),
         (normal(3, 11, 5), jnp.abs(normal(3, 9))),
         {"tpu"},
     ),

@@ -29,7 +29,7 @@ def test_groups_side_by_side_are_one_merge(draw, platform):
     np.testing.assert_array_equal(merge.into, [[0, 1, 2], [1, 1, 3]])
     np.testing.assert_array_equal(merge.route(9), route)
     with pinned(platform):
-        merged = merge_groups(sequence, weight, groups)
+        merged = merge_groups(sequence, weight, groups, merge.route(9))
     expected = weighted_mean(sequence[:, 2:], jnp.array(route), weight, 4)
     np.testing.assert_allclose(merged[:, 2:], expected, atol=1e-6)
     np.testing.assert_array_equal(merged[:, :2], sequence[:, :2])
