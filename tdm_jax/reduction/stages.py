@@ -5,13 +5,7 @@ import math
 from typing import ClassVar, Literal
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.contract import (
-    BlockContext,
-    BlockPlan,
-    Reducer,
-    ViTShape,
-    require,
-)
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape, require
 from tdm_jax.reduction.schedules import RAMPS, ceil, falls, removals
 from tdm_jax.reduction.token_state import TokenState
 

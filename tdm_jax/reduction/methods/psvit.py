@@ -24,14 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import (
-    BlockContext,
-    BlockPlan,
-    Probe,
-    Reducer,
-    ViTShape,
-    require,
-)
+from tdm_jax.reduction.contract import BlockContext, BlockPlan, Probe, Reducer, ViTShape, require
 from tdm_jax.reduction.token_state import TokenState
 
 Sets = tuple[tuple[int, ...], ...]
