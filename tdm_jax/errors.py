@@ -8,6 +8,11 @@ class InputError(ValueError):
     """Bad input from a user. Commands print it as one line and exit with code 2."""
 
 
+def summary(error: Exception) -> str:
+    """What went wrong elsewhere, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def unknown(kind: str, got: object, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a table, with its nearest neighbours first.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from tdm_jax.errors import InputError
+from tdm_jax.errors import InputError, summary
 
 
 def is_remote(path: str | PathLike[str]) -> bool:
@@ -30,9 +30,9 @@ def reach(path: str | PathLike[str]) -> epath.Path:
         try:
             place.exists()
         except Exception as error:  # each kind of store fails in its own way
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InputError(
-                f"cannot reach {place}: {reason}; expected `pip install gcsfs` and credentials"
+                f"cannot reach {place}: {summary(error)}; expected `pip install gcsfs` and "
+                "credentials"
             ) from error
     return place
 

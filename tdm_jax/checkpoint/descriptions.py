@@ -62,14 +62,15 @@ def from_hugging_face(
     known: dict[str, Any] = {}
     if "image_size" in config:
         known["image_size"] = _pair(path, config["image_size"])
-    if "num_attention_heads" in config:
-        known["num_heads"] = _number(path, config, "num_attention_heads", int)
-    if "layer_norm_eps" in config:
-        known["layer_norm_eps"] = _number(path, config, "layer_norm_eps", float)
+    for field, name, kind in (
+        ("num_heads", "num_attention_heads", int),
+        ("layer_norm_eps", "layer_norm_eps", float),
+        ("num_classes", "num_labels", int),
+    ):
+        if name in config:
+            known[field] = _number(path, config, name, kind)
     if isinstance(config.get("id2label"), dict):
         known["num_classes"] = len(config["id2label"])
-    elif "num_labels" in config:
-        known["num_classes"] = _number(path, config, "num_labels", int)
     if processor is not None:
         known["preprocessing"] = _processor(path, config["model_type"], processor)
     return known

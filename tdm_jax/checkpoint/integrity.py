@@ -110,11 +110,6 @@ def compare(where: str, saved: PyTree, expected: PyTree) -> None:
         raise InputError(f"{where} is the checkpoint of another model or optimizer: {shown}")
 
 
-def summary(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

@@ -70,12 +70,9 @@ FOREIGN = {
     "pre_logits": "a layer between the final norm and the head (ImageNet-21k models)",
     "fc_norm": "a norm after averaging the patch tokens (global average pooling)",
     "norm_pre": "a norm before the first block (CLIP)",
-    "ls1": "layer scale (DeiT III, CaiT, DINOv2)",
-    "gamma_1": "layer scale (DeiT III, CaiT, DINOv2)",
-    "layer_scale": "layer scale (DeiT III, CaiT, DINOv2)",
+    **dict.fromkeys(("ls1", "gamma_1", "layer_scale"), "layer scale (DeiT III, CaiT, DINOv2)"),
     "q_norm": "normalised queries and keys",
-    "rel_pos": "relative positions (BEiT)",
-    "relative_position": "relative positions (BEiT)",
+    **dict.fromkeys(("rel_pos", "relative_position"), "relative positions (BEiT)"),
 }
 
 

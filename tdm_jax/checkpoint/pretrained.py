@@ -73,8 +73,7 @@ def load_pretrained(
       InputError: the file is unreadable; the architecture cannot be told; or parameters are
         missing, left over or of the wrong shape, all of them listed.
     """
-    is_read = isinstance(path, RawCheckpoint)
-    checkpoint = path if is_read else read_raw_checkpoint(path, ema=ema)
+    checkpoint = path if isinstance(path, RawCheckpoint) else read_raw_checkpoint(path, ema=ema)
     naming = detect(checkpoint.arrays)
     chosen = {name: value for name, value in settings.items() if value is not None}
     fields, grid = architecture(checkpoint, naming, chosen)
@@ -88,13 +87,5 @@ def load_pretrained(
         model = create_model("vit", reducer, keep_rate, **{**settings, **fields, **chosen})
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from error
-    loader = WeightLoader(
-        checkpoint,
-        naming,
-        model,
-        grid,
-        reset_head=reset_head,
-        fresh_reducer=fresh_reducer,
-        extra_weights=extra_weights,
-    )
+    loader = WeightLoader(checkpoint, naming, model, grid, reset_head, fresh_reducer, extra_weights)
     return model, {"params": jax.tree.map(jnp.asarray, loader.params())}

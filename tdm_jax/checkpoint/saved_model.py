@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from tdm_jax.checkpoint.integrity import check, checksums, read_tree, summary
-from tdm_jax.errors import InputError
+from tdm_jax.checkpoint.integrity import check, checksums, read_tree
+from tdm_jax.errors import InputError, summary
 from tdm_jax.parallel.distributed import on_one_process
 
 PyTree = Any

@@ -16,8 +16,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from tdm_jax.checkpoint.integrity import check, checksums, compare, read_tree, summary, verify
-from tdm_jax.errors import InputError
+from tdm_jax.checkpoint.integrity import check, checksums, compare, read_tree, verify
+from tdm_jax.errors import InputError, summary
 from tdm_jax.parallel.distributed import everywhere, on_one_process
 
 PyTree = Any
@@ -57,26 +57,19 @@ class Store:
         self._read_only = read_only
         if not self._directory.is_dir() and (read_only or self._directory.exists()):
             raise InputError(f"{directory}: expected a folder of checkpoints")
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep_last),
-                checkpoint_managers.BestN(
-                    get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False
-                ),
-            ]
+        last = checkpoint_managers.LatestN(keep_last)
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([last, best]),
             best_fn=_rank,  # without it, Orbax writes no metrics and forgets the best on restart
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             lightweight_initialize=read_only,
         )
-        handlers = {
-            _STATE: ocp.StandardCheckpointHandler(),
-            _METADATA: ocp.JsonCheckpointHandler(),
-        }
+        handlers = {_STATE: ocp.StandardCheckpointHandler(), _METADATA: ocp.JsonCheckpointHandler()}
         try:
             if not read_only:
                 on_one_process("damaged_metrics", self._put_aside_damaged_metrics)

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from tdm_jax.errors import InputError
+from tdm_jax.errors import InputError, summary
 from tdm_jax.files import is_remote
 
 _DTYPES = {
@@ -129,15 +129,12 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         match pid:
-            case ("storage", str(kind), str(key), str(), int(count)) if kind in _DTYPES:
-                pass
-            case ("storage", str(kind), str(key), str(), int(count), None) if kind in _DTYPES:
-                pass  # the last entry describes views of storages, which ended with torch 0.4
-            case _:
-                raise _Malformed(f"unknown reference {str(pid)[:80]}")
-        if count < 0:
-            raise _Malformed(f"storage {key} has {count} values")
-        return self._storage(key, _DTYPES[kind], count)
+            # A sixth entry described views of storages, which ended with torch 0.4.
+            case ("storage", str(kind), str(key), str(), int(count), *views) if (
+                kind in _DTYPES and count >= 0 and views in ([], [None])
+            ):
+                return self._storage(key, _DTYPES[kind], count)
+        raise _Malformed(f"unknown reference {str(pid)[:80]}")
 
 
 def _native(values: np.ndarray, byteorder: str) -> np.ndarray:
@@ -201,7 +198,7 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
         (count,) = struct.unpack("<q", file.read(8))
         if count != array.size:
             raise _Malformed(f"storage {key} has {count} values, expected {array.size}")
-        got = file.readinto(array.view(np.uint8))  # type: ignore[attr-defined]  # every file has it
+        got = file.readinto(array.view(np.uint8).data)
         if got != array.nbytes:
             raise _Malformed(f"storage {key} ends after {got} of {array.nbytes} bytes (truncated?)")
         array[...] = _native(array, "little")
@@ -231,12 +228,9 @@ def read_torch_file(path: str | PathLike[str]) -> Any:
             return _read_legacy(file)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: not a readable checkpoint (truncated?): {error}") from error
     except _Malformed as error:
         raise InputError(f"{path}: not a readable PyTorch checkpoint: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way it likes, all of them bad input
         raise InputError(
-            f"{path}: not a readable PyTorch checkpoint (truncated?): "
-            f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+            f"{path}: not a readable PyTorch checkpoint (truncated?): {summary(error)}"
         ) from error

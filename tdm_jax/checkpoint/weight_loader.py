@@ -45,7 +45,6 @@ class WeightLoader:
         naming: Naming,
         model: VisionTransformer,
         grid: tuple[int, int],
-        *,
         reset_head: bool,
         fresh_reducer: bool,
         extra_weights: Mapping[str, np.ndarray] | None,
@@ -59,7 +58,7 @@ class WeightLoader:
             self._arrays = {name: self._arrays[name] for name in self._arrays.keys() - stored}
             self._arrays |= traverse_util.flatten_dict(weights, sep="/")
         self._mappings = naming.mappings(model.depth)
-        self._fresh = _HEADS if reset_head else ()
+        self._fresh: tuple[str, ...] = _HEADS if reset_head else ()
         if fresh_reducer and not any(name.startswith(REDUCER) for name in self._arrays):
             self._fresh += (REDUCER,)
         self._missing: list[str] = []
