@@ -84,7 +84,9 @@ def demo(config: ConfigDict, output: Path) -> str:
         "note": "one seed; digits are no evidence for ImageNet",
     }
     results.write(rows, output / "comparison", about=about)
-    for against in ("keep_rate", "flops", "throughput"):
+    if not plots.installed():
+        _say("no plots without matplotlib: pip install 'tdm_jax[viz]'")
+    for against in ("keep_rate", "flops", "throughput") if plots.installed() else ():
         plot = plots.plot([row for row in rows if row.training != "off the shelf"], against, NAME)
         plots.save(plot, output / f"accuracy-{against}.png")
     picture = tokens(candidates[-1].model, candidates[-1].variables, data_config)
@@ -107,7 +109,7 @@ def fine_tuning(config: ConfigDict, trained: Path, method: str, keep_rate: float
     config.eval.every_epochs = 0.0
     config.checkpoint.every_epochs = 0.0
     config.reducer = ConfigDict(
-        {"name": method, "keep_rate": keep_rate, "layers": tuple(config.reducer.layers)}
+        {"name": method, "keep_rate": keep_rate, "layers": config.reducer.layers}
     )
     return config
 
