@@ -25,6 +25,7 @@ def folder(tiny_model, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # outside jit each operation is compiled for itself
 def test_snippet(folder):
     images = [Image.new("RGB", (50, 40), color) for color in ("red", "green")]
     # fmt: off
