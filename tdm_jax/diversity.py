@@ -34,6 +34,8 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     output = shared.output()
+    if output:
+        plots.check_installed()
     evaluation = Evaluation(shared.data("diversity is measured on images"))
     candidates = make_candidates(**shared.candidates())
     start.note(f"scoring {len(candidates)} candidates on {FLAGS.data}")

@@ -20,6 +20,7 @@ from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
+from tdm_jax.plotting import plots
 from tdm_jax.plotting.page import TITLE, check_page, write_page
 
 FLAGS = flags.FLAGS
@@ -41,6 +42,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
+    plots.check_installed()
     if Path(FLAGS.output).is_dir():
         raise InputError(f"--output: expected a file's name; got the folder {FLAGS.output}")
     evaluation = Evaluation(shared.data("the explorer needs images"), explains=True)

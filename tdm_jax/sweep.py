@@ -50,6 +50,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     output: Any = shared.output()
+    plots.check_installed()
     training = FLAGS.config
     if training is None:
         evaluation = Evaluation(shared.data("a sweep needs data, or a training's by --config"))

@@ -101,8 +101,10 @@ def html_table(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARI
 
 
 def _figures(rows: Sequence[Result]) -> list[str]:
-    """Each plot that the rows suffice for, as inline SVG."""
-    figures = []
+    """Each plot that the rows suffice for, as inline SVG; none without matplotlib."""
+    figures: list[str] = []
+    if not plots.installed():
+        return figures
     for axis, name in _PLOTS.items():
         key = curves.AXES[axis].key
         if not any(known(getattr(row, key)) and known(row.top1_percent) for row in rows):

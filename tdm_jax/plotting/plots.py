@@ -6,6 +6,7 @@ legend has to be matched, nor colours told apart.
 Needs matplotlib, the extra `viz`.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,21 @@ class Look(NamedTuple):
             _MARKERS[index % len(_MARKERS)],
             _DASHES[index // len(_COLORS) % len(_DASHES)],
         )
+
+
+def installed() -> bool:
+    """Whether there is matplotlib to plot with."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def check_installed() -> None:
+    """To be called before the work whose results are to be plotted.
+
+    Raises:
+      InputError: there is no matplotlib.
+    """
+    if not installed():
+        raise InputError("plots need matplotlib; expected pip install 'tdm_jax[viz]'")
 
 
 def plot(
@@ -126,10 +142,9 @@ def save(figure: "Figure", path: str | Path) -> None:
 
 
 def _figure(size: tuple[float, float]) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("plots need matplotlib; expected pip install 'tdm_jax[viz]'") from error
+    check_installed()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=size, layout="constrained", facecolor="white")
 
 

@@ -1,4 +1,3 @@
-import builtins
 import math
 
 import matplotlib
@@ -175,13 +174,6 @@ def test_a_wrong_suffix_is_one_line(tmp_path):
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tdm_jax\[viz\]"):
         plot(ROWS, "flops")
