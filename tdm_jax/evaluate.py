@@ -50,9 +50,7 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     settings = settings_of(FLAGS.checkpoint)
-    checkpoint = shared.checkpoint()
-    if settings is not None and checkpoint["layers"] is None:
-        checkpoint["layers"] = settings.reducer.get("layers")
+    layers = None if settings is None else settings.reducer.get("layers")
     if FLAGS.data:
         evaluation = Evaluation(shared.data())
     else:
@@ -63,7 +61,9 @@ def main() -> None:
             else Evaluation(shared.data_changes(), run.data)
         )
     rates = shared.numbers("keep_rate") or [None]
-    candidates = make_candidates(methods=[FLAGS.reducer], keep_rates=rates, **checkpoint)
+    candidates = make_candidates(
+        methods=[FLAGS.reducer], keep_rates=rates, run_layers=layers, **shared.checkpoint()
+    )
     evaluation.check(candidates)
     name = epath.Path(FLAGS.checkpoint).name
     rows = [evaluate(dataclasses.replace(one, name=name), evaluation) for one in candidates]

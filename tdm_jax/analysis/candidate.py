@@ -118,6 +118,7 @@ def make_candidate(
     keep_rate: KeepRate = None,
     *,
     layers: Sequence[int] | None = None,
+    run_layers: Sequence[int] | None = None,
     loaded: Loaded | None = None,
     **settings: Any,
 ) -> Candidate:
@@ -130,13 +131,14 @@ def make_candidate(
       keep_rate: None for the method's own; a method with `r` or `counts` has none, nor has one
         without stages, as `none` is.
       layers: the blocks where a method with stages acts; None for its own.
+      run_layers: those of a training, for methods that act at a few blocks and are told none.
       loaded: checkpoints read so far.
       **settings: of `load_pretrained`, or fields of `VisionTransformer` for a model by name.
 
     Raises:
       InputError: a name, the keep rate or the checkpoint is not usable.
     """
-    reducer = None if method is None else _reducer(method, keep_rate, layers)
+    reducer = None if method is None else _reducer(method, keep_rate, layers, run_layers)
     if model in MODELS:
         built, variables = create_model(model, reducer or Reducer(), **settings), None
     else:
@@ -159,14 +161,22 @@ def make_candidate(
     return Candidate(model, str(method), rate, built.clone(reducer=reducer), variables)
 
 
-def _reducer(method: str, keep_rate: KeepRate, layers: Sequence[int] | None) -> Reducer:
+def _reducer(
+    method: str,
+    keep_rate: KeepRate,
+    layers: Sequence[int] | None,
+    run_layers: Sequence[int] | None,
+) -> Reducer:
     name, settings = parse_method(method)
-    if isinstance(make_reducer(name, **settings), StageReducer):
-        shared = {"keep_rate": keep_rate, "layers": None if layers is None else tuple(layers)}
-        if settings.keys() & {"r", "counts"}:
-            del shared["keep_rate"]
-        settings = {**shared, **settings}
-    return make_reducer(name, **settings)
+    reducer = make_reducer(name, **settings)
+    if not isinstance(reducer, StageReducer):
+        return reducer
+    if layers is None and reducer.layers != "all":
+        layers = run_layers
+    shared = {"keep_rate": keep_rate, "layers": layers}
+    if settings.keys() & {"r", "counts"}:
+        del shared["keep_rate"]
+    return make_reducer(name, **{**shared, **settings})
 
 
 def make_candidates(

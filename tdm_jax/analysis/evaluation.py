@@ -68,7 +68,7 @@ class Evaluation:
 
     def explain(
         self, candidate: Candidate, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[np.ndarray, "b k"], tuple[Stage, ...]]:
+    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
         """The logits of some images, and what became of their patches."""
         evaluator, variables = self._placed(candidate)
         return evaluator.explain(variables, images)

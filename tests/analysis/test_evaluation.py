@@ -6,6 +6,7 @@ Covers tdm_jax.evaluate and tdm_jax.compare.
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.data import make_config
 from tdm_jax.errors import InputError
 from tdm_jax.models.preprocessing import Preprocessing
+from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.training.config import default_config
 from tdm_jax.training.loop import train_to_end
 from tests import commands
@@ -32,7 +34,9 @@ HALF = Preprocessing(mean=(0.5,), std=(0.5,), interpolation="bilinear")
 def make(tiny_model):
     def make(reducer="none", keep_rate=None, **settings):
         model, variables = tiny_model(reducer, keep_rate, **{**DIGITS, **settings})
-        return Candidate("tiny", reducer, keep_rate, model, jax.tree.map(jnp.asarray, variables))
+        # Large enough for attention that differs from token to token.
+        variables = jax.tree.map(lambda leaf: jnp.asarray(3 * leaf), variables)
+        return Candidate("tiny", reducer, keep_rate, model, variables)
 
     return make
 
@@ -87,13 +91,13 @@ def test_grey_photographs_and_digits_in_colour(make, tmp_path):
 
 
 def test_adaptive_methods_are_calibrated_and_the_others_stay(make):
-    candidates = [make(), make("topk", 0.5, layers=(1,)), make("ats", 0.5, layers=(1,))]
+    candidates = [make(), make("topk", 0.5, layers=(1,)), make("ats", 0.9, layers=(1,))]
     evaluation = Evaluation({"name": "digits", "eval_batch_size": 16})
     assert evaluation.calibrated(candidates, 0) == candidates
     none, topk, ats = evaluation.calibrated(candidates, 2)
     assert [none.model, topk.model] == [candidates[0].model, candidates[1].model]
     assert ats.model.reducer.counts is not None
-    assert ats.model.schedule[-1].out <= candidates[2].model.schedule[-1].out
+    assert ats.model.schedule[-1].out < candidates[2].model.schedule[-1].out
 
 
 def test_training_images_are_shuffled_and_of_one_size(make):
@@ -103,28 +107,22 @@ def test_training_images_are_shuffled_and_of_one_size(make):
     assert (batches[0] != batches[1]).any()
 
 
-def test_explaining_shares_the_program_of_the_evaluation(make):
+def test_explaining_shares_the_program_of_the_evaluation(make, monkeypatch):
     """Defect M: a report compiled every model twice."""
     candidate = make("topk", 0.5, layers=(1,))
     evaluation = Evaluation({"name": "digits", "eval_batch_size": 64}, explains=True)
     plain = Evaluation({"name": "digits", "eval_batch_size": 64})
     assert evaluation(candidate)["top1"] == plain(candidate)["top1"]
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
-        images = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8)
+    with monkeypatch.context() as patch:
+        patch.delattr(VisionTransformer, "__call__")  # nothing is traced again
         logits, (stage,) = evaluation.explain(candidate, images)
-    finally:
-        jax.monitoring.clear_event_listeners()
-    assert compiled == []
     assert logits.shape == (70, 10)
     assert stage.assign.shape == (70, 16)
     config = evaluation.data_config(candidate.model)
     normalised = (images / 255 - config.mean[0]) / config.std[0]
     expected = jax.jit(candidate.model.apply)(candidate.variables, jnp.float32(normalised))
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +140,7 @@ def workdir(tmp_path_factory):
 
 
 def rows_of(path):
-    return json.loads(path.read_text())["rows"]
+    return json.loads(Path(path).read_text())["rows"]
 
 
 def test_a_working_directory_has_its_data_reducer_and_layers(workdir, tmp_path, capsys):
@@ -169,21 +167,17 @@ def test_a_learned_reducer_without_weights_is_one_line(workdir):
 
 def test_layers_of_a_run_are_for_methods_with_stages(workdir, tmp_path):
     """Defect D: ToMe and A-ViT got them, unlike in a comparison."""
-    tokens = []
-    for module, name in ((evaluate, "checkpoint"), (compare, "models")):
-        out = tmp_path / module.__name__
-        method = {"checkpoint": "--reducer=tome", "models": "--methods=tome"}[name]
-        output = out / "rows.json" if name == "checkpoint" else out
-        commands.run(module, f"--{name}={workdir}", method, f"--output={output}")
-        row = rows_of(out / ("rows.json" if name == "checkpoint" else "comparison.json"))[-1]
-        tokens.append(row["macs"])
-    assert tokens[0] == tokens[1]
+    out = tmp_path / "out"
+    commands.run(evaluate, f"--checkpoint={workdir}", "--reducer=tome", f"--output={out}.json")
+    commands.run(compare, f"--models={workdir}", "--methods=tome", f"--output={out}")
+    (evaluated,), (_, compared) = (rows_of(p) for p in (f"{out}.json", out / "comparison.json"))
+    assert evaluated["macs"] == compared["macs"]
 
 
 def test_the_comparison_calibrates(make, tmp_path):
     """Defect M: it could not."""
     path = save(make(), tmp_path / "model")
-    names = (f"--models={path}", "--methods=ats", "--keep_rates=0.5", "--layers=1")
+    names = (f"--models={path}", "--methods=ats", "--keep_rates=0.9", "--layers=1")
     data = ("--data=digits", "--eval_batch_size=64")
     for calibrate in (0, 1):
         output = f"--output={tmp_path / str(calibrate)}"
