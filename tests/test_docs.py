@@ -1,13 +1,15 @@
 """What the documents say can be done works."""
 
+import importlib
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
-from tdm_jax import checkpoint
+from tdm_jax import Preprocessing, checkpoint
 from tdm_jax.reduction.registry import REDUCERS
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +48,8 @@ def test_the_method_in_contributing_is_one(monkeypatch, tiny_model):
 @pytest.mark.slow
 def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
     sizes = {"image_size": 224, "patch_size": 16, "depth": 12, "num_classes": 1000}
-    model, variables = tiny_model(**sizes, width=64, num_heads=1)
+    sizes |= {"width": 64, "num_heads": 1, "preprocessing": Preprocessing()}
+    model, variables = tiny_model(**sizes)
     checkpoint.save_safetensors(tmp_path / "deit.safetensors", model, variables)
     model, variables = tiny_model("tdm", 0.5, layers=(1,))
     checkpoint.save_model(tmp_path / "digits", checkpoint.describe(model), variables)
@@ -56,7 +59,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
         text = text.replace(name, str(tmp_path / path))
     namespace = {"images": np.zeros((1, 300, 200, 3), np.uint8)}
     exec(compile(text, "README.md", "exec"), namespace)
-    assert namespace["info"].token_counts[3] == 138
+    assert namespace["info"].token_counts[:4] == (196, 196, 196, 138)
     assert [stage.layer for stage in namespace["info"].intermediates] == [3, 7, 11]
     assert namespace["dense"].shape == (1, 196, 64)
     assert namespace["logits"].shape == (1, 1000)
@@ -74,3 +77,16 @@ def test_every_file_that_a_document_names_exists(document):
         named.append(f"tdm_jax/{row.replace('.', '/')}.py")
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md"])
+def test_commands_know_the_flags_that_a_document_gives_them(document):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    for name, arguments in re.findall(r"python -m (tdm_jax(?:\.\w+)+)(.*)", text):
+        before = set(flags.FLAGS)
+        try:
+            importlib.import_module(name).define_flags()
+            assert set(re.findall(r"--(\w+)", arguments)) <= set(flags.FLAGS), name
+        finally:
+            for flag in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, flag)

@@ -29,7 +29,6 @@ def test_the_command_reports_bad_input_in_one_line(tmp_path):
     assert "learning_rat" in done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -5,9 +5,6 @@ from absl import flags
 
 from tdm_jax.cli.config import define_config
 
-# ml_collections loads the file by a method that Python 3.15 will not have.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture
 def parse(monkeypatch, tmp_path):

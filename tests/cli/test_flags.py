@@ -102,8 +102,6 @@ def test_what_cannot_be_read(argument, read, message, parse):
         read()
 
 
-# How ml_collections loads a file.
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_has_a_sentence(command):
     """Each begins as a sentence does, and ends as one."""
