@@ -71,6 +71,7 @@ def tiny(tmp_path):
     return model, params, arrays
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(
     ("checkpoint", "golden", "options"),
     [
@@ -90,6 +91,7 @@ def test_same_logits_as_pytorch(checkpoint, golden, options):
     )
 
 
+@pytest.mark.golden
 def test_same_blocks_as_pytorch():
     model, params = load_pretrained(GOLDENS / "facebook_deit.pth", num_heads=3)
     golden = np.load(GOLDENS / "none.npz")
