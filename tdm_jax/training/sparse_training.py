@@ -175,12 +175,6 @@ def regrown(
     return survivors | grown
 
 
-def nonzero_share(params: PyTree) -> float:
-    """Share of all kernels' weights that is not 0."""
-    kernels = [leaf for path, leaf in _leaves(params) if _is_kernel(path)]
-    return sum(int((kernel != 0).sum()) for kernel in kernels) / sum(k.size for k in kernels)
-
-
 def _is_kernel(path: tuple[Any, ...]) -> bool:
     names = [key.key for key in path]
     return names[-1] == "kernel" and "reducer" not in names
