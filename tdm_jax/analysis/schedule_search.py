@@ -78,7 +78,8 @@ def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> 
     out = [block.out for block in plan(by_rate, shape)]
     tokens = [out[layer] + shape.prefix for layer in by_rate.stages(shape)]
     counts = (-(-t // tile) * tile - shape.prefix for t in tokens)
-    return dataclasses.replace(by_rate, counts=tuple(min(c, shape.patches) for c in counts))
+    counts = tuple(min(count, shape.patches) for count in counts)
+    return dataclasses.replace(reducer, counts=counts, r=None, round_to=1)
 
 
 def advise(

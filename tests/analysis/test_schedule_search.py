@@ -66,7 +66,7 @@ def test_the_fastest_comes_first_and_the_baseline_last():
     speeds = [row.speedup for row in rows[:-1]]
     assert speeds == sorted(speeds, reverse=True)
     said = advice(rows)
-    assert said.startswith(f"fastest: make_reducer('topk', layers=(1,), counts={rows[0]['counts']}")
+    assert said.startswith(f"fastest: make_reducer('topk', layers=(1,), counts={rows[0].counts}")
 
 
 @pytest.mark.parametrize("method", ["sinkhorn", "sit", "patchmerger"])

@@ -169,7 +169,7 @@ def test_another_sweep_in_the_same_folder_is_refused(candidates, config, trained
         sweep(candidates, other, tmp_path)
 
 
-def test_bad_input(candidates, config, tmp_path, monkeypatch):
+def test_bad_input(candidates, tmp_path):
     with pytest.raises(InputError, match="name without weights"):
         sweep([make_candidate("deit_tiny_patch16_224")], DIGITS, tmp_path)
     sweep(candidates[:1], DIGITS, tmp_path)
@@ -177,8 +177,6 @@ def test_bad_input(candidates, config, tmp_path, monkeypatch):
     point.write_text("{")
     with pytest.raises(InputError, match="damaged"):
         sweep(candidates[:1], DIGITS, tmp_path)
-    assert json.loads((tmp_path / "sweep.json").read_text())["rows"]
-    monkeypatch.setattr(sweeping.contenders, "from_flags", lambda: candidates)
 
 
 def test_a_checkpoint_that_was_trained_again_is_swept_again(candidates, saved, tmp_path):
@@ -208,6 +206,8 @@ def test_the_command_writes_tables_and_plots(saved, tmp_path, capsys):
     assert "| off the shelf |" in capsys.readouterr().out
 
 
+# How ml_collections loads a file.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
