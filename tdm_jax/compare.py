@@ -42,17 +42,16 @@ def main() -> None:
     evaluation = Evaluation(data) if data else None
     if evaluation is not None:
         candidates = evaluation.calibrated(candidates, FLAGS.calibrate)
-    measuring = shared.measuring()
     rows = compare(
         candidates,
         evaluation=evaluation,
-        timing=Timing(**measuring) if measuring else None,
+        timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
         batch_size=FLAGS.batch_size,
         note=start.note,
     )
     about = environment.describe() | {"batch_size": FLAGS.batch_size, "dtype": FLAGS.dtype}
     remark = environment.line(about)
-    if measuring:
+    if FLAGS.measure:
         remark = f"Batches of {FLAGS.batch_size}, {FLAGS.dtype}. {remark}"
     if output:
         results.write(rows, output / "comparison", about, remark=remark)

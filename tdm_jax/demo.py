@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from tdm_jax import checkpoint, data
+from tdm_jax import checkpoint
 from tdm_jax.analysis import environment, results
 from tdm_jax.analysis.candidate import BASELINE, Candidate
 from tdm_jax.analysis.comparison import compare
@@ -28,9 +26,7 @@ from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.cli.config import define_config
-from tdm_jax.data import DataConfig
-from tdm_jax.data.device_transforms import normalise
-from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.data.pictures import read_examples
 from tdm_jax.plotting import figure, plots
 from tdm_jax.plotting.figure import Panel
 from tdm_jax.plotting.page import write_page
@@ -72,9 +68,8 @@ def demo(config: ConfigDict, output: Path) -> str:
         for training, weights in (("off the shelf", variables), ("fine-tuned", tuned)):
             candidates.append(Candidate(NAME, method, keep_rate, reduced, weights, training))
 
-    data_config = parse(config).data
     _say("evaluating and measuring")
-    evaluation = Evaluation(config=data_config, explains=True)
+    evaluation = Evaluation(config=parse(config).data, explains=True)
     rows = compare(
         candidates, evaluation=evaluation, timing=Timing(rounds=15), batch_size=64, note=_say
     )
@@ -89,9 +84,9 @@ def demo(config: ConfigDict, output: Path) -> str:
     for against in ("keep_rate", "flops", "throughput") if plots.installed() else ():
         plot = plots.plot([row for row in rows if row.training != "off the shelf"], against, NAME)
         plots.save(plot, output / f"accuracy-{against}.png")
-    picture = tokens(candidates[-1].model, candidates[-1].variables, data_config)
-    figure.save(picture, output / "tokens.png")
-    figure.save(picture, output / "tokens.svg")
+    picture = tokens(candidates[-1], evaluation)
+    for suffix in ("png", "svg"):
+        figure.save(picture, output / f"tokens.{suffix}")
     _say("writing the report")
     explored = [candidate for candidate in candidates if candidate.training != "off the shelf"]
     remark = f"{environment.line(about['machine'])}; {about['note']}"
@@ -129,31 +124,25 @@ def round_trip(path: Path, candidate: Candidate, evaluation: Evaluation) -> str:
     return f"Exported to {path.name} with timm's names and read back: {read:.2f}% top-1, the same."
 
 
-def tokens(model: VisionTransformer, variables: PyTree, data_config: DataConfig) -> figure.Figure:
+def tokens(candidate: Candidate, evaluation: Evaluation) -> figure.Figure:
     """One test image of each class and what becomes of its patches, stage by stage."""
-    batch = next(iter(data.eval_batches(data_config, "validation")))
-    first = [int(np.argmax(batch["label"] == label)) for label in range(model.num_classes)]
-    images = batch["image"][first]
-    logits, info = jax.jit(lambda v, x: model.apply(v, x, return_info=True))(
-        variables, normalise(jnp.asarray(images), data_config.mean, data_config.std)
-    )
-    grid = model.shape.grid
+    pictures = read_examples(evaluation.data_config(candidate.model), 100)
+    first = {picture.label: picture.pixels for picture in reversed(pictures)}
+    images = np.stack([first[label] for label in sorted(first)])
+    logits, stages = evaluation.explain(candidate, images)
     panels = []
     for i, image in enumerate(images):
-        first_stage = SourceMap.of(info.stages[0], i, grid)
+        maps = [SourceMap.of(stage, i, candidate.model.shape.grid) for stage in stages]
         panels.append(
             [
-                Panel(image, caption=f"label {batch['label'][first[i]]}"),
-                *(
-                    Panel(image, SourceMap.of(s, i, grid), caption=f"{s.size.shape[1]} tokens")
-                    for s in info.stages
-                ),
-                Panel(image, first_stage, "importance"),
-                Panel(image, first_stage, "diversity", f"says {int(logits[i].argmax())}"),
+                Panel(image, caption=f"label {sorted(first)[i]}"),
+                *(Panel(image, source, caption=f"{source.tokens} tokens") for source in maps),
+                Panel(image, maps[0], "importance"),
+                Panel(image, maps[0], "diversity", f"says {int(logits[i].argmax())}"),
             ]
         )
-    stages = [f"after block {stage.layer + 1}" for stage in info.stages]
-    columns = ["image", *stages, "importance", "groups"]
+    columns = ["image", *(f"after block {stage.layer + 1}" for stage in stages)]
+    columns += ["importance", "groups"]
     return figure.figure(panels, columns, title="What TDM keeps, matches and clusters", cell=112)
 
 

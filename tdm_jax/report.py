@@ -52,11 +52,10 @@ def main() -> None:
     if FLAGS.rows:
         rows, remark = results.read_json(FLAGS.rows), f"From {Path(FLAGS.rows).name}."
     else:
-        measuring = shared.measuring()
         rows = compare(
             candidates,
             evaluation=evaluation,
-            timing=Timing(**measuring) if measuring else None,
+            timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
             batch_size=FLAGS.batch_size,
             note=start.note,
         )

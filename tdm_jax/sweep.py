@@ -59,14 +59,13 @@ def main() -> None:
     else:
         evaluation = Evaluation(shared.preprocessing(), parse(training).data)
     candidates = make_candidates(**shared.candidates())
-    measuring = shared.measuring()
     rows = sweep(
         evaluation.calibrated(candidates, FLAGS.calibrate),
         evaluation,
         output,
         config=training,
         seeds=shared.numbers("seeds", int) or [],
-        timing=Timing(**measuring) if measuring else None,
+        timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
         batch_size=FLAGS.batch_size,
         note=start.note,
     )

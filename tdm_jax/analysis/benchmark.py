@@ -9,6 +9,7 @@ multiply-add of the model's products and convolutions, three times that for a tr
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tdm_jax.analysis import costs
-from tdm_jax.analysis.candidate import Candidate, with_baselines, without_reducer
+from tdm_jax.analysis.candidate import Candidate, with_baselines
 from tdm_jax.analysis.results import Column, Result, significant
 from tdm_jax.analysis.timing import (
     Measurement,
@@ -140,7 +141,7 @@ def benchmark(
         raise InputError(f"expected batch sizes of at least 1; got {list(batch_sizes)}")
     rows: list[Result] = []
     for _, group in itertools.groupby(with_baselines(candidates), key=lambda one: one.name):
-        members = [(candidate, candidate.any_variables()) for candidate in group]
+        members = [replace(one, variables=one.any_variables()) for one in group]
         for dtype, mode, batch_size in itertools.product(dtypes, modes, batch_sizes):
             new = _group(members, mode, dtype, batch_size, timing)
             done(new)
@@ -149,22 +150,17 @@ def benchmark(
 
 
 def _group(
-    members: Sequence[tuple[Candidate, PyTree]],
-    mode: str,
-    dtype: str,
-    batch_size: int,
-    timing: Timing,
+    members: Sequence[Candidate], mode: str, dtype: str, batch_size: int, timing: Timing
 ) -> list[Result]:
     """Candidates of one transformer and their twins, measured in turns."""
     programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
-    for index, (candidate, variables) in enumerate(members):
-        model = candidate.model.clone(dtype=DTYPES[dtype])
-        runs = {False: (model, variables)}
+    for index, candidate in enumerate(members):
+        runs = {False: candidate}
         if not candidate.is_baseline:
-            twin = model.clone(reducer=Sliced(like=model.reducer))
-            runs[True] = (twin, without_reducer(variables))
+            runs[True] = candidate.with_reducer(Sliced(like=candidate.model.reducer))
         for is_twin, run in runs.items():
-            program = _fitting(_COMPILE[mode], *run, batch_size)
+            model = run.model.clone(dtype=DTYPES[dtype])
+            program = _fitting(_COMPILE[mode], model, run.variables, batch_size)
             if program is not None:
                 programs[index, is_twin] = program
     measured: dict[tuple[int, bool], Measurement] = {}
@@ -172,7 +168,7 @@ def _group(
     if (0, False) in programs:
         measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
     rows = []
-    for index, (candidate, _) in enumerate(members):
+    for index, candidate in enumerate(members):
         own, twin = measured.get((index, False)), measured.get((index, True))
         values = {"verdict": OUT_OF_MEMORY}
         if own is not None:

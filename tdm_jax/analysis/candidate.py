@@ -63,15 +63,15 @@ class Candidate:
     @property
     def row(self) -> dict[str, Any]:
         """What a `Result` says of who it is."""
-        names = ("model", "method", "keep_rate", "training")
-        return dict(
-            zip(names, (self.name, self.method, self.keep_rate, self.training), strict=True)
-        )
+        own = {"method": self.method, "keep_rate": self.keep_rate, "training": self.training}
+        return {"model": self.name, **own}
 
     def with_reducer(self, reducer: Reducer) -> "Candidate":
         """The same transformer with a method of no weights, or with fresh ones."""
-        fresh = reducer.learned or self.variables is None
-        variables = None if fresh else without_reducer(self.variables)
+        variables = None
+        if self.variables is not None and not reducer.learned:
+            kept = {k: v for k, v in self.variables["params"].items() if k != "reducer"}
+            variables = {"params": kept}
         model = self.model.clone(reducer=reducer)
         return dataclasses.replace(self, model=model, variables=variables)
 
@@ -86,11 +86,6 @@ class Candidate:
             return self.variables
         shape = (1, *self.model.image_size, self.model.in_channels)
         return jax.jit(self.model.init)(jax.random.key(0), jnp.zeros(shape))
-
-
-def without_reducer(variables: PyTree) -> PyTree:
-    """A model's variables without those of its method."""
-    return {"params": {k: v for k, v in variables["params"].items() if k != "reducer"}}
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

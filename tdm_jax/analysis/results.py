@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tdm_jax.errors import InputError, unknown
+from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
 
 UNKNOWN = "–"
@@ -27,25 +27,24 @@ class Result:
 
     Attributes:
       model, method, keep_rate, training: who it is, see `candidate.Candidate`.
-      top1_percent: accuracy; with several trainings their mean.
-      top1_spread, top1_each: standard deviation over the trainings, and each one's accuracy.
-      top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
-      parameters, macs: scalars, and multiply-adds for one image ("FLOPs" in the papers).
-      flops_reduction_percent, flops_ratio: what is saved of the unreduced model's multiply-adds,
-        and how many times its own they are.
-      images_per_second, speedup: measured medians, the latter over the unreduced model in the same
-        rounds; the quartiles are the lower and the upper one.
-      verdict: whether the method is worth it, by its measured speed.
-      evaluated_images_per_second: of an evaluation, reading and decoding included.
-      tokens, tokens_per_block: patch tokens that leave each block.
-      diversity, diversity_per_block: r(Z) of the tokens that leave one block, and each.
       mode, dtype, batch_size: what was measured.
-      latency_seconds, latency_quartiles: of one call.
-      reduction_share: part of the time that goes into choosing and merging.
-      flops_per_second, memory_bytes, compile_seconds: of the program.
+      top1_percent: accuracy; with several trainings their mean, beside its standard deviation
+        `top1_spread` and `top1_each`.
+      top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
       tile, layers, counts: of a schedule of token counts, and which tile its sequences fill.
+      parameters, macs: scalars, and multiply-adds for one image ("FLOPs" in the papers).
+      flops_reduction_percent, flops_ratio: share of the unreduced model's multiply-adds that is
+        saved, and how many times its own they are.
+      tokens, tokens_per_block: patch tokens that leave each block.
+      evaluated_images_per_second: of an evaluation, reading and decoding included.
       operations, bytes, intensity, bound: what a forward pass computes and moves for one image,
         their quotient, and which of the two bounds it.
+      latency_seconds: of one call; here and below medians, beside lower and upper quartiles.
+      images_per_second, speedup: the latter over the unreduced model in the same rounds.
+      reduction_share: part of the time that goes into choosing and merging.
+      flops_per_second, memory_bytes, compile_seconds: of the program.
+      diversity, diversity_per_block: r(Z) of the tokens that leave one block, and each.
+      verdict: whether the method is worth it, by its measured speed.
     """
 
     model: str = ""
@@ -170,27 +169,13 @@ def known(value: Any) -> bool:
 
 
 def shown(rows: Sequence[Result], columns: Sequence[str | Column]) -> list[Column]:
-    """Those columns of which something is known.
-
-    Raises:
-      InputError: there are no rows.
-    """
-    if not rows:
-        raise InputError("table: expected at least one row; got none")
+    """Those columns of which something is known; a name stands for one of `COLUMNS`."""
     every = [COLUMNS[column] if isinstance(column, str) else column for column in columns]
     return [column for column in every if any(known(getattr(row, column.key)) for row in rows)]
 
 
 def markdown(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARISON) -> str:
-    """A pipe table of what is known.
-
-    Args:
-      rows: at least one.
-      columns: what to show, from left to right; a name stands for one of `COLUMNS`.
-
-    Raises:
-      InputError: there are no rows.
-    """
+    """A pipe table of what is known, see `shown`; its columns stand from left to right."""
     columns = shown(rows, columns)
 
     def text(row: Result, column: Column) -> str:
@@ -204,24 +189,18 @@ def markdown(rows: Sequence[Result], columns: Sequence[str | Column] = COMPARISO
 
 
 def pipe_table(headings: Mapping[str, bool], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned in the source too.
+    """A Markdown table, aligned in the source too.
 
-    Args:
-      headings: of the columns, and whether they hold numbers, which stand at the right.
-      rows: cells, from left to right.
+    `headings` say of each column whether it holds numbers, which stand at the right.
     """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rules = [
-        "-" * (width - 1) + ":" if numbers else "-" * width
-        for numbers, width in zip(headings.values(), widths, strict=True)
-    ]
+    sides = [">" if numbers else "<" for numbers in headings.values()]
+    rules = ["-" * (width - (side == ">")) for side, width in zip(sides, widths, strict=True)]
+    rules = [rule + ":" * (side == ">") for side, rule in zip(sides, rules, strict=True)]
 
     def line(values: Sequence[str]) -> str:
-        padded = [
-            value.rjust(width) if numbers else value.ljust(width)
-            for value, numbers, width in zip(values, headings.values(), widths, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |\n"
+        cells = zip(values, sides, widths, strict=True)
+        return f"| {' | '.join(f'{value:{side}{width}}' for value, side, width in cells)} |\n"
 
     return "".join(line(values) for values in (tuple(headings), rules, *rows))
 
@@ -230,12 +209,7 @@ def records(rows: Sequence[Result]) -> list[dict[str, Any]]:
     """The rows as JSON can hold them: each with every key of which something is known.
 
     `keep_rate` is always there, and in a comparison `training` and `top1_percent`.
-
-    Raises:
-      InputError: there are no rows.
     """
-    if not rows:
-        raise InputError("table: expected at least one row; got none")
     kept = {key for key in KEYS if any(known(getattr(row, key)) for row in rows)} | {"keep_rate"}
     if "flops_reduction_percent" in kept:
         kept |= {"training", "top1_percent"}
@@ -316,11 +290,8 @@ def write(
     Raises:
       InputError: there are no rows, or nothing can be written there.
     """
-    below = f"\n{remark}\n" if remark else ""
-    texts = {
-        ".md": markdown(rows, columns) + below,
-        ".csv": to_csv(rows),
-        ".json": to_json(rows, about),
-    }
-    for suffix, text in texts.items():
+    if not rows:
+        raise InputError("table: expected at least one row; got none")
+    table = markdown(rows, columns) + (f"\n{remark}\n" if remark else "")
+    for suffix, text in ((".md", table), (".csv", to_csv(rows)), (".json", to_json(rows, about))):
         write_text(f"{stem}{suffix}", text)

@@ -19,12 +19,8 @@ from jaxtyping import PyTree
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 
-BASELINE, FASTER, UNCLEAR, SLOWER = (
-    "baseline",
-    "faster",
-    "no clear gain",
-    "slower: not worth it",
-)
+BASELINE, FASTER = "baseline", "faster"
+UNCLEAR, SLOWER = "no clear gain", "slower: not worth it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +162,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def measure(
-    programs: Sequence[Program],
-    timing: Timing = Timing(),
-    *,
-    baseline: int = 0,
-    progress: Callable[[], None] | None = None,
+    programs: Sequence[Program], timing: Timing = Timing(), *, baseline: int = 0
 ) -> tuple[Measurement, ...]:
     """Times programs that take turns.
 
@@ -178,7 +170,6 @@ def measure(
       programs: the candidates'.
       timing: how long.
       baseline: index of the program that the others are compared with.
-      progress: called after each turn; there are `rounds * len(programs)`.
 
     Returns:
       A measurement for each program. The baseline's speed-up over itself is exactly 1.
@@ -195,8 +186,6 @@ def measure(
             # Nobody always runs after the same neighbour has filled the caches.
             index = (place + turn) % len(programs) if turn % 2 else (turn - place) % len(programs)
             seconds[turn, index] = programs[index].seconds(repeats[index])
-            if progress is not None:
-                progress()
     rate = tuple(float(programs[baseline].images / s) for s in seconds[:, baseline])
     return tuple(
         Measurement(program.images, tuple(float(s) for s in column), rate)

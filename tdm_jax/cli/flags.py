@@ -25,16 +25,11 @@ def numbers(flag: str, kind: type[int] | type[float] = float) -> list[Any] | Non
 def define_candidates(models: Sequence[str] = (), methods: Sequence[str] = ("none",)) -> None:
     """Who takes part."""
     flags.DEFINE_list("models", list(models), "Names of models, or checkpoints of any kind.")
-    flags.DEFINE_list(
-        "methods",
-        list(methods),
-        "Methods to run each model with; settings stand behind the name, as in "
-        "tdm/preset=published.",
-    )
+    text = "Methods to run each model with, with settings as in tdm/preset=published."
+    flags.DEFINE_list("methods", list(methods), text)
     flags.DEFINE_list("keep_rates", ["0.7"], "Keep rates to run each method at.")
-    flags.DEFINE_multi_string(
-        "candidate", [], "One more row, as MODEL:METHOD:KEEP_RATE. May be given several times."
-    )
+    text = "One more row, as MODEL:METHOD:KEEP_RATE. May be given several times."
+    flags.DEFINE_multi_string("candidate", [], text)
     flags.DEFINE_alias("entry", "candidate")
     _define_model()
 
@@ -43,13 +38,13 @@ def candidates() -> dict[str, Any]:
     """What `analysis.candidate.make_candidates` takes."""
     further = []
     for text in FLAGS.candidate:
-        parts = text.rsplit(":", 2)
         try:
-            further.append((*parts[:-1], float(parts[-1])))
-        except ValueError:
-            parts = []
-        if len(parts) != 3:
-            raise InputError(f"--candidate: expected MODEL:METHOD:KEEP_RATE; got {text!r}")
+            model, method, keep_rate = text.rsplit(":", 2)
+            further.append((model, method, float(keep_rate)))
+        except ValueError as error:
+            raise InputError(
+                f"--candidate: expected MODEL:METHOD:KEEP_RATE; got {text!r}"
+            ) from error
     return {
         "models": FLAGS.models,
         "methods": FLAGS.methods or ["none"],
@@ -73,14 +68,10 @@ def checkpoint() -> dict[str, Any]:
 
 def _define_model() -> None:
     flags.DEFINE_list("layers", None, "Blocks where methods act, from 0; by default their own.")
-    flags.DEFINE_integer(
-        "num_heads",
-        None,
-        "Heads of a checkpoint that does not say; by default one for 64 channels.",
-    )
-    flags.DEFINE_integer(
-        "image_size", None, "Side of the images in pixels; by default the model's own.", 1
-    )
+    text = "Heads of a checkpoint that does not say; by default one for 64 channels."
+    flags.DEFINE_integer("num_heads", None, text)
+    text = "Side of the images in pixels; by default the model's own."
+    flags.DEFINE_integer("image_size", None, text, 1)
 
 
 def _model() -> dict[str, Any]:
@@ -94,13 +85,14 @@ def define_data(eval_batch_size: int = 64) -> None:
     flags.DEFINE_string("data", "", "Data to read: digits, folder or tfds:<name>.")
     flags.DEFINE_string("data_dir", "", "Root of the folder, or the data_dir of TFDS.")
     flags.DEFINE_string("split", "", "Name of the validation split, where it has no usual one.")
-    flags.DEFINE_integer(
-        "eval_batch_size",
-        eval_batch_size,
-        "Images in a batch of an evaluation; 0 for what the data say.",
-        0,
-    )
-    define_preprocessing()
+    text = "Images in a batch of an evaluation; 0 for what the data say."
+    flags.DEFINE_integer("eval_batch_size", eval_batch_size, text, 0)
+    default = "by default as the model says."
+    flags.DEFINE_list("mean", None, f"Mean of each channel in [0, 1]; {default}")
+    flags.DEFINE_list("std", None, f"Standard deviation of each channel in [0, 1]; {default}")
+    flags.DEFINE_float("crop_pct", None, f"Share of the resized image that is cut out; {default}")
+    text = f"How images are resized: nearest, bilinear, bicubic or lanczos; {default}"
+    flags.DEFINE_string("interpolation", None, text)
 
 
 def data(why: str = "") -> dict[str, Any]:
@@ -127,33 +119,17 @@ def data_changes() -> dict[str, Any]:
     return {name: value for name, value in values.items() if value} | preprocessing()
 
 
-def define_preprocessing() -> None:
-    """How images are prepared where that is not as the model says."""
-    for name, title in (("mean", "Mean"), ("std", "Standard deviation")):
-        text = f"{title} of each channel in [0, 1]; by default as the model says."
-        flags.DEFINE_list(name, None, text)
-    flags.DEFINE_float(
-        "crop_pct",
-        None,
-        "Share of the resized image that is cut out; by default as the model says.",
-    )
-    flags.DEFINE_string(
-        "interpolation",
-        None,
-        "How images are resized (nearest, bilinear, bicubic, lanczos); by default as the model "
-        "says.",
-    )
-
-
 def preprocessing() -> dict[str, Any]:
-    """What the flags say of it, as settings of a data configuration."""
-    values = {
-        "mean": numbers("mean"),
-        "std": numbers("std"),
-        "crop_pct": FLAGS.crop_pct,
-        "interpolation": FLAGS.interpolation,
-    }
+    """What the flags say of how images are prepared, as settings of a data configuration."""
+    values = {"mean": numbers("mean"), "std": numbers("std")}
+    values |= {"crop_pct": FLAGS.crop_pct, "interpolation": FLAGS.interpolation}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def define_calibration() -> None:
+    """Whether adaptive methods are calibrated first."""
+    text = "Fix the counts of adaptive methods on so many batches of training images first."
+    flags.DEFINE_integer("calibrate", 0, text, 0)
 
 
 def define_measuring() -> None:
@@ -163,25 +139,10 @@ def define_measuring() -> None:
     flags.DEFINE_integer("rounds", 20, "Turns of each program where speed is measured.", 1)
 
 
-def measuring() -> dict[str, Any] | None:
-    """What `analysis.timing.Timing` takes; None where no speed is asked for."""
-    return {"rounds": FLAGS.rounds} if FLAGS.measure else None
-
-
-def define_calibration() -> None:
-    """Whether adaptive methods are calibrated first."""
-    flags.DEFINE_integer(
-        "calibrate",
-        0,
-        "Fix the counts of adaptive methods (ats, avit, psvit) on so many batches of training "
-        "images first.",
-        0,
-    )
-
-
 def define_output(files: str, default: str | None = "") -> None:
     """Where results go; required without a default."""
-    flags.DEFINE_string("output", default, f"Folder to write {files} to.", required=default is None)
+    text = f"Folder to write {files} to."
+    flags.DEFINE_string("output", default, text, required=default is None)
 
 
 def output() -> Path | None:

@@ -19,6 +19,7 @@ from tdm_jax.plotting.patch_maps import DROPPED, SourceMap, as_rgb, shade_groups
 from tdm_jax.reduction.token_state import TokenKind
 
 _TOP = 3
+_LETTERS = {DROPPED: "d", **dict(zip(TokenKind, "kmcc", strict=True))}
 
 
 def explorer(
@@ -92,17 +93,10 @@ def _stage(source: SourceMap) -> dict[str, Any]:
     labels, shades = shade_groups(source, grouped.reshape(source.grid))
     # The last one serves the label -1.
     numbers = np.array([*(colors.SHADES.index(shade) for shade in shades), -1])
-    letters = {
-        TokenKind.KEPT: "k",
-        TokenKind.MATCHED: "m",
-        TokenKind.CLUSTER: "c",
-        TokenKind.FUSED: "c",
-        DROPPED: "d",
-    }
     return {
         "tokens": source.tokens,
         "token": _packed(source.assign),
-        "kind": "".join(letters[int(kind)] for kind in kinds),
+        "kind": "".join(_LETTERS[int(kind)] for kind in kinds),
         "color": _packed(numbers[labels].ravel()),
     }
 

@@ -34,28 +34,11 @@ DROPPED = -1
 
 # What each view does with a patch, by the kind of its token.
 FILL, OUTLINE, HIDE, SHOW = "fill", "outline", "hide", "show"
+_KINDS = (TokenKind.KEPT, TokenKind.MATCHED, TokenKind.CLUSTER, TokenKind.FUSED, DROPPED)
 VIEWS: dict[str, dict[int, str]] = {
-    "tokens": {
-        TokenKind.KEPT: SHOW,
-        TokenKind.MATCHED: OUTLINE,
-        TokenKind.CLUSTER: FILL,
-        TokenKind.FUSED: FILL,
-        DROPPED: HIDE,
-    },
-    "importance": {
-        TokenKind.KEPT: SHOW,
-        TokenKind.MATCHED: SHOW,
-        TokenKind.CLUSTER: HIDE,
-        TokenKind.FUSED: HIDE,
-        DROPPED: HIDE,
-    },
-    "diversity": {
-        TokenKind.KEPT: SHOW,
-        TokenKind.MATCHED: FILL,
-        TokenKind.CLUSTER: FILL,
-        TokenKind.FUSED: FILL,
-        DROPPED: HIDE,
-    },
+    "tokens": dict(zip(_KINDS, (SHOW, OUTLINE, FILL, FILL, HIDE), strict=True)),
+    "importance": dict(zip(_KINDS, (SHOW, SHOW, HIDE, HIDE, HIDE), strict=True)),
+    "diversity": dict(zip(_KINDS, (SHOW, FILL, FILL, FILL, HIDE), strict=True)),
 }
 
 

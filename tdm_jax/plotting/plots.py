@@ -164,24 +164,16 @@ def _frame(axes: "Axes", axis: Axis, title: str) -> None:
 
 
 def _draw_line(axes: "Axes", points: Sequence[Point], look: Look) -> None:
-    x_errors = np.array([p.x_error for p in points]).T
-    y_errors = np.array([p.y_error for p in points])
+    errors = {
+        "xerr": np.array([p.x_error for p in points]).T,
+        "yerr": np.array([p.y_error for p in points]),
+    }
     axes.errorbar(
-        [p.x for p in points],
-        [p.y for p in points],
-        xerr=x_errors if x_errors.any() else None,
-        yerr=y_errors if y_errors.any() else None,
-        color=look.color,
-        marker=look.marker,
-        linestyle=look.dash,
-        linewidth=1.8,
-        markersize=6,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-        elinewidth=1,
-        capsize=2,
-        zorder=3,
-    )
+        [p.x for p in points], [p.y for p in points],
+        **{name: lengths for name, lengths in errors.items() if lengths.any()},
+        color=look.color, marker=look.marker, linestyle=look.dash, linewidth=1.8, markersize=6,
+        markeredgecolor="white", markeredgewidth=0.8, elinewidth=1, capsize=2, zorder=3,
+    )  # fmt: skip
 
 
 def _draw_reference(axes: "Axes", point: Point) -> None:
@@ -193,32 +185,20 @@ def _draw_reference(axes: "Axes", point: Point) -> None:
 
 def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
     axes.plot(
-        [p.x for p in front],
-        [p.y for p in front],
-        color=_FAINT,
-        linewidth=9,
-        solid_capstyle="round",
-        solid_joinstyle="round",
-        zorder=1,
-        label="Pareto front, with keep rates",
-    )
-    axes.legend(
-        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, labelcolor=_QUIET
-    )
+        [p.x for p in front], [p.y for p in front], color=_FAINT, linewidth=9, zorder=1,
+        solid_capstyle="round", solid_joinstyle="round", label="Pareto front, with keep rates",
+    )  # fmt: skip
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
+    axes.legend(frameon=False, fontsize=9, labelcolor=_QUIET, **place)
     width = abs(float(np.ptp(axes.get_xlim())))
     last = math.inf
     for point in front:
         if point.keep_rate is not None and abs(point.x - last) > 0.04 * width:
             last = point.x
             axes.annotate(
-                f"{point.keep_rate:.2g}",
-                (point.x, point.y),
-                (0, 9),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8.5,
-                color=_QUIET,
-            )
+                f"{point.keep_rate:.2g}", (point.x, point.y), (0, 9), ha="center",
+                textcoords="offset points", fontsize=8.5, color=_QUIET,
+            )  # fmt: skip
 
 
 def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
@@ -232,24 +212,13 @@ def _name_ends(axes: "Axes", ends: Sequence[tuple[str, Point, str]]) -> None:
     heights = spread_out([(point.y - low) / (high - low) for _, point, _ in ends], gap)
     for (name, point, color), height in zip(ends, heights, strict=True):
         axes.annotate(
-            _shortened(name, longest),
-            (right if math.isnan(point.x) else point.x, point.y),
-            (1.04, height),
-            textcoords="axes fraction",
-            color=color,
-            fontweight="bold",
-            va="center",
-            parse_math=False,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "linewidth": 0.7,
-                "alpha": 0.6,
-                "shrinkA": 2,
-                "shrinkB": 6,
-            },
-        )
+            _shortened(name, longest), (right if math.isnan(point.x) else point.x, point.y),
+            (1.04, height), textcoords="axes fraction", va="center",
+            color=color, fontweight="bold", parse_math=False, annotation_clip=False,
+            arrowprops=dict(
+                arrowstyle="-", color=color, linewidth=0.7, alpha=0.6, shrinkA=2, shrinkB=6
+            ),
+        )  # fmt: skip
 
 
 def _shortened(name: str, longest: int) -> str:

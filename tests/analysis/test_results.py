@@ -156,7 +156,7 @@ def test_a_comparison_without_accuracies_has_their_keys_and_no_others():
     [
         ("{", "expected a table's JSON"),
         ('{"table": []}', "expected a table's JSON"),
-        ('{"rows": [{"top1": 3}]}', "unknown key of a table 'top1'"),
+        ('{"rows": [{"top1": 3}]}', "unexpected keyword argument 'top1'"),
     ],
 )
 def test_what_is_no_table_is_one_line(text, message, tmp_path):

@@ -69,13 +69,6 @@ def test_no_data(parse):
         shared.data("diversity needs images")
 
 
-def test_measuring(parse):
-    parse("--rounds=3", define=[shared.define_measuring])
-    assert shared.measuring() is None
-    flags.FLAGS.measure = True
-    assert shared.measuring() == {"rounds": 3}
-
-
 def test_output_is_a_folder_or_nothing(parse, tmp_path):
     parse(define=[lambda: shared.define_output("tables")])
     assert shared.output() is None
