@@ -103,16 +103,15 @@ class Evaluation:
         if not batches:
             return list(candidates)
         self.check(candidates)
-        fixed = []
-        for candidate in candidates:
-            images = self.training_images(candidate.model, batches)
-            try:
-                reducer = calibrate(candidate.model, candidate.variables, images)
-            except InputError:  # It leaves nothing open.
-                reducer = candidate.model.reducer
-            model = candidate.model.clone(reducer=reducer)
-            fixed.append(dataclasses.replace(candidate, model=model))
-        return fixed
+        return [self._calibrated(candidate, batches) for candidate in candidates]
+
+    def _calibrated(self, candidate: Candidate, batches: int) -> Candidate:
+        model = candidate.model
+        if not model.reducer.calibrates:
+            return candidate
+        images = self.training_images(model, batches)
+        model = model.clone(reducer=calibrate(model, candidate.variables, images))
+        return dataclasses.replace(candidate, model=model)
 
 
 def evaluate(candidate: Candidate, evaluation: Evaluation) -> Result:

@@ -168,6 +168,11 @@ class Reducer:
         """Whether images differ in how many tokens they keep."""
         return False
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method leaves something open that `calibrated` can fix."""
+        return self.adaptive
+
     def at_keep_rate(self, keep_rate: float | tuple[float, ...]) -> "Reducer":
         """The same method at another keep rate.
 

@@ -77,6 +77,10 @@ class PSViT(Reducer):
                 f"got {self.sets[0][-1]}"
             )
 
+    @property
+    def calibrates(self) -> bool:
+        return True
+
     def calibrated(self, probe: Probe, quantile: float) -> Reducer:
         # How much may go is what the tolerance says.
         shape = probe.shape
