@@ -29,9 +29,20 @@ import tests.typechecker  # noqa: F401  (the hook names it, and imports its pack
 install_import_hook("tdm_jax", "tests.typechecker.checked")
 
 
+# pytest-xdist hands out files in this order: those that take a minute must not be the last.
+LONGEST = (
+    "test_common",
+    "test_loop",
+    "test_comparison",
+    "test_sweep",
+    "test_page",
+    "test_pretrained",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole commands first: they take longest, and pytest-xdist hands out files in this order."""
-    items.sort(key=lambda item: item.path.parent.name != "tests")
+    """Sorts the longest files to the front."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
