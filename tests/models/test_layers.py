@@ -20,9 +20,9 @@ def draw(*shape, seed=0):
 
 def with_gradients(layer, x, g):
     """Output, and gradients with respect to the parameters and x, of a layer drawn at random."""
-    params = layer.init(jax.random.key(0), x)
-    params = jax.tree.map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), params)
-    y, backward = jax.vjp(layer.apply, params, x)
+    variables = layer.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: leaf + 0.3 * draw(*leaf.shape), variables)
+    y, backward = jax.vjp(layer.apply, variables, x)
     return y, *backward(g.astype(y.dtype))
 
 
@@ -42,15 +42,15 @@ def test_dense_is_flax_dense(k, n, lead):
 def test_patches_are_flax_convolution():
     images, g = draw(2, 8, 12, 3), draw(2, 6, 5, seed=1)
     convolution = nn.Conv(5, (4, 4), (4, 4), "VALID")
-    params = convolution.init(jax.random.key(0), images)
+    variables = convolution.init(jax.random.key(0), images)
 
-    def theirs(params, images):
-        return convolution.apply(params, images).reshape(2, 6, 5)
+    def theirs(variables, images):
+        return convolution.apply(variables, images).reshape(2, 6, 5)
 
-    def ours(params, images):
-        return PatchEmbed(4, 5).apply({"params": {"proj": params["params"]}}, images)
+    def ours(variables, images):
+        return PatchEmbed(4, 5).apply({"params": {"proj": variables["params"]}}, images)
 
-    (y, back), (expected, backward) = (jax.vjp(f, params, images) for f in (ours, theirs))
+    (y, back), (expected, backward) = (jax.vjp(f, variables, images) for f in (ours, theirs))
     agree((y, *back(g)), (expected, *backward(g)), rtol=1e-5, atol=1e-5)
 
 

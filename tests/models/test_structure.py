@@ -48,7 +48,7 @@ def arguments(model):
 def shapes(jaxpr) -> Iterator[tuple[int, ...]]:
     """The shapes of all that a program computes, programs within it included."""
     for equation in jaxpr.eqns:
-        for inner in jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.variables):
             yield from shapes(inner)
         for out in equation.outvars:
             yield out.aval.shape
@@ -114,8 +114,8 @@ def test_on_a_gpu_no_attention_map_reaches_memory(ampere, name):
     assert f"{PATCHES + 1}x{PATCHES + 1}x" not in forward
 
     # 50 tokens in all, then 36 and 27: differentiation needs an even number.
-    def loss(params, images):
-        return half.apply(params, images).sum()
+    def loss(variables, images):
+        return half.apply(variables, images).sum()
 
     with pinned("cuda"), reverse_mode():
         backward = lowered(jax.grad(loss), arguments(half), "cuda", [FUSED, BACKWARD])
@@ -148,20 +148,20 @@ def test_a_tpu_reduces_without_gathers(name):
 @pytest.mark.parametrize("name", ["none", "topk", "evit", "tdm", "tome", "dpcknn"])
 def test_a_program_for_any_batch_can_be_exported(name, platform):
     reduced = model(name)
-    params, images = arguments(reduced)
+    variables, images = arguments(reduced)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
-    assert "tensor<?x10xf32>" in lowered(reduced.apply, (params, images), platform)
+    assert "tensor<?x10xf32>" in lowered(reduced.apply, (variables, images), platform)
 
 
 @pytest.mark.parametrize("name", ["topk", "tdm"])
 def test_on_a_tpu_a_large_batch_keeps_its_layout(name):
     reduced = model(name)
-    params, images = arguments(reduced)
-    for batch, found in ((64, 0), (128, 2)):  # two stages
+    variables, images = arguments(reduced)
+    for batch, layouts in ((64, 0), (128, 2)):  # two stages
         images = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
-        program = lowered(reduced.apply, (params, images), "tpu", ["LayoutConstraint"])
-        assert custom_calls(program)["LayoutConstraint"] == found
+        program = lowered(reduced.apply, (variables, images), "tpu", ["LayoutConstraint"])
+        assert custom_calls(program)["LayoutConstraint"] == layouts
 
 
 def rounded_products(model):

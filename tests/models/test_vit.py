@@ -34,20 +34,20 @@ def init(model):
     return jax.jit(model.init)(jax.random.key(0), IMAGES)
 
 
-def run(model, params, images=IMAGES, **options):
+def run(model, variables, images=IMAGES, **options):
     """One compiled forward pass: op by op it takes ten times as long."""
-    return jax.jit(functools.partial(model.apply, **options))(params, images)
+    return jax.jit(functools.partial(model.apply, **options))(variables, images)
 
 
 @pytest.fixture(scope="module")
-def params():
+def variables():
     return init(tiny())
 
 
-def test_parameter_names_and_shapes_are_timms(params):
+def test_parameter_names_and_shapes_are_timms(variables):
     shapes = {
         "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params["params"])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
     }
     block = {
         "norm1/scale": (32,),
@@ -76,10 +76,10 @@ def test_parameter_names_and_shapes_are_timms(params):
     }
 
 
-def test_logits_are_float32_in_either_compute_type(params):
+def test_logits_are_float32_in_either_compute_type(variables):
     model = tiny()
-    exact = run(model, params)
-    rounded = run(model.clone(dtype=jnp.bfloat16), params)
+    exact = run(model, variables)
+    rounded = run(model.clone(dtype=jnp.bfloat16), variables)
     assert exact.shape == (3, 5)
     assert exact.dtype == rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, exact, atol=0.03)
@@ -88,27 +88,27 @@ def test_logits_are_float32_in_either_compute_type(params):
 
 def test_distilled_averages_its_heads_and_trains_them_apart():
     model = tiny("tdm", 0.5, distilled=True)
-    params = init(model)
-    logits, distilled = run(model, params, train=True)
-    np.testing.assert_allclose(run(model, params), (logits + distilled) / 2, atol=1e-6)
+    variables = init(model)
+    logits, distilled = run(model, variables, train=True)
+    np.testing.assert_allclose(run(model, variables), (logits + distilled) / 2, atol=1e-6)
     assert not np.allclose(logits, distilled)
 
 
 def test_registers_and_class_token_pass_every_stage():
     model = tiny("tdm", 0.5, num_registers=3)
-    params = init(model)
-    _, info = run(model, params, return_info=True)
+    variables = init(model)
+    _, info = run(model, variables, return_info=True)
     assert info.prefix == 4
     assert info.token_counts == (24, 12, 6, 6)
     assert info.features.shape == (3, 4 + 6, 32)
-    assert params["params"]["pos_embed"].shape == (1, 1 + 24, 32)
+    assert variables["params"]["pos_embed"].shape == (1, 1 + 24, 32)
 
 
 def test_without_class_token_the_head_reads_the_mean_over_patches():
     model = tiny(class_token=False)
-    params = init(model)
-    logits, info = run(model, params, return_info=True)
-    head = params["params"]["head"]
+    variables = init(model)
+    logits, info = run(model, variables, return_info=True)
+    head = variables["params"]["head"]
     expected = info.features.mean(axis=1) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -116,22 +116,22 @@ def test_without_class_token_the_head_reads_the_mean_over_patches():
 def test_merged_tokens_count_for_all_their_patches_in_the_mean():
     reducer = make_reducer("tdm", keep_rate=0.5, layers=(1,), importance="mean")
     model = tiny(reducer, class_token=False)
-    params = init(model)
-    logits, info = run(model, params, return_info=True)
-    head = params["params"]["head"]
+    variables = init(model)
+    logits, info = run(model, variables, return_info=True)
+    head = variables["params"]["head"]
     expected = unmerge(info).mean(axis=1) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_drop_path_drops_whole_images_and_keeps_the_expectation(params):
+def test_drop_path_drops_whole_images_and_keeps_the_expectation(variables):
     # With a rate close to 1 the last blocks vanish from almost every image.
     model = tiny(drop_path=0.9)
-    plain = run(tiny(), params)
-    np.testing.assert_array_equal(run(model, params), plain)
+    plain = run(tiny(), variables)
+    np.testing.assert_array_equal(run(model, variables), plain)
 
     @jax.jit
     def draw(key):
-        return model.apply(params, IMAGES, train=True, rngs={"dropout": key})
+        return model.apply(variables, IMAGES, train=True, rngs={"dropout": key})
 
     draws = jax.vmap(draw)(jax.random.split(jax.random.key(2), 64))
     assert np.std(np.asarray(draws), axis=0).min() > 1e-4
@@ -141,20 +141,20 @@ def test_drop_path_drops_whole_images_and_keeps_the_expectation(params):
 
 
 @pytest.mark.slow
-def test_remat_changes_no_value_and_no_gradient(params):
+def test_remat_changes_no_value_and_no_gradient(variables):
     model = tiny("tdm", 0.5)
 
-    def loss(model, params):
-        return (model.apply(params, IMAGES) ** 2).sum()
+    def loss(model, variables):
+        return (model.apply(variables, IMAGES) ** 2).sum()
 
-    plain = jax.jit(jax.value_and_grad(lambda p: loss(model, p)))(params)
-    again = jax.jit(jax.value_and_grad(lambda p: loss(model.clone(remat=True), p)))(params)
+    plain = jax.jit(jax.value_and_grad(lambda p: loss(model, p)))(variables)
+    again = jax.jit(jax.value_and_grad(lambda p: loss(model.clone(remat=True), p)))(variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
 
 
-def test_info_tells_the_source_of_every_token(params):
+def test_info_tells_the_source_of_every_token(variables):
     model = tiny("tdm", 0.5)
-    _, info = run(model, params, return_info=True)
+    _, info = run(model, variables, return_info=True)
     assert info.token_counts == tuple(block.out for block in model.schedule) == (24, 12, 6, 6)
     assert [stage.layer for stage in info.stages] == [1, 2]
     for assign, size in [(s.assign, s.size) for s in info.stages] + [(info.assign, info.size)]:
@@ -163,9 +163,9 @@ def test_info_tells_the_source_of_every_token(params):
         assert (size.sum(axis=1) == 24).all()
 
 
-def test_unmerge_returns_dropped_patches_as_they_were_or_as_told(params):
+def test_unmerge_returns_dropped_patches_as_they_were_or_as_told(variables):
     model = tiny("topk", 0.5, layers=(2,))
-    _, info = run(model, params, return_info=True)
+    _, info = run(model, variables, return_info=True)
     dense = unmerge(info)
     dropped = np.asarray(info.assign) < 0
     assert dropped.sum(axis=1).tolist() == [12, 12, 12]
@@ -187,9 +187,9 @@ def test_unmerge_returns_dropped_patches_as_they_were_or_as_told(params):
         ("avit", {"center": 0.0}),  # about half of the tokens halt in the first block
     ],
 )
-def test_the_tokens_of_any_block_on_the_full_grid(params, name, settings):
+def test_the_tokens_of_any_block_on_the_full_grid(variables, name, settings):
     model = tiny(make_reducer(name, **settings))
-    _, info = run(model, params, return_info=True, intermediates=(3, 0, 2))
+    _, info = run(model, variables, return_info=True, intermediates=(3, 0, 2))
     assert [block.layer for block in info.intermediates] == [3, 0, 2]
     last, _, third = info.intermediates
     for block in info.intermediates:
@@ -208,13 +208,15 @@ def test_the_tokens_of_any_block_on_the_full_grid(params, name, settings):
     assert (np.asarray(third.assign) < 0).any() == (name not in ("none", "tdm", "evovit"))
     if name in ("none", "tdm", "topk"):
         # The final features are the last block's, normed.
-        normed = nn.LayerNorm(1e-6).apply({"params": params["params"]["norm"]}, unmerge(info, last))
+        normed = nn.LayerNorm(1e-6).apply(
+            {"params": variables["params"]["norm"]}, unmerge(info, last)
+        )
         np.testing.assert_allclose(normed, unmerge(info), atol=1e-4)
 
 
-def test_any_values_of_the_final_tokens_on_the_full_grid(params):
+def test_any_values_of_the_final_tokens_on_the_full_grid(variables):
     model = tiny("topk", 0.5)
-    _, info = run(model, params, return_info=True)
+    _, info = run(model, variables, return_info=True)
     values = jnp.arange(3 * 6 * 2, dtype=jnp.float32).reshape(3, 6, 2) + 1
     dense, dropped = np.asarray(unmerge(info, values)), np.asarray(info.assign) < 0
     assert (dense[dropped] == 0).all()
@@ -227,14 +229,14 @@ def test_any_values_of_the_final_tokens_on_the_full_grid(params):
 
 
 @pytest.mark.parametrize("intermediates", [(0, 4), (-1,)])
-def test_blocks_that_a_model_has_not_are_refused(params, intermediates):
+def test_blocks_that_a_model_has_not_are_refused(variables, intermediates):
     with pytest.raises(InputError, match=r"must be blocks from 0 to 3; got \("):
-        tiny().apply(params, IMAGES, return_info=True, intermediates=intermediates)
+        tiny().apply(variables, IMAGES, return_info=True, intermediates=intermediates)
     with pytest.raises(InputError, match="expected return_info=True"):
-        tiny().apply(params, IMAGES, intermediates=intermediates)
+        tiny().apply(variables, IMAGES, intermediates=intermediates)
 
 
-def test_one_trace_for_each_shape(params):
+def test_one_trace_for_each_shape(variables):
     traces = []
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,7 +248,7 @@ def test_one_trace_for_each_shape(params):
     model = tiny().clone(reducer=Counting())
     apply = jax.jit(model.apply)
     for batch in (3, 3, 2, 3, 2):
-        apply(params, IMAGES[:batch])
+        apply(variables, IMAGES[:batch])
     assert traces == [(3, 24, 32), (2, 24, 32)]
 
 
@@ -274,9 +276,9 @@ def test_bad_settings_are_refused_at_construction(overrides, message):
         tiny(**overrides)
 
 
-def test_images_of_another_size_are_refused(params):
+def test_images_of_another_size_are_refused(variables):
     with pytest.raises(InputError, match=r"\[batch, 32, 48, 3\]; got \(3, 48, 32, 3\)"):
-        tiny().apply(params, IMAGES.transpose(0, 2, 1, 3))
+        tiny().apply(variables, IMAGES.transpose(0, 2, 1, 3))
 
 
 def test_missing_sizes_are_all_named():
@@ -293,7 +295,7 @@ def test_a_reducer_object_brings_its_own_settings():
         tiny(reducer, 0.7)
 
 
-def test_a_keep_rate_of_one_is_the_plain_model(params):
-    plain = run(tiny(), params)
+def test_a_keep_rate_of_one_is_the_plain_model(variables):
+    plain = run(tiny(), variables)
     for name in ("none", "topk", "evit", "tdm", "evit+tdm", "random"):
-        np.testing.assert_array_equal(run(tiny(name, 1.0), params), plain)
+        np.testing.assert_array_equal(run(tiny(name, 1.0), variables), plain)
