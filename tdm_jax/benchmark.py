@@ -10,21 +10,15 @@ token counts are fastest at no more than 3.0 GFLOPs an image (multiply-adds, as 
 see `tdm_jax.analysis.schedule_search`.
 """
 
-import itertools
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 from absl import flags
 
 from tdm_jax.analysis import environment, results, schedule_search
 from tdm_jax.analysis.benchmark import MODES, TABLE, benchmark
-from tdm_jax.analysis.candidate import Candidate, make_candidates
+from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
-from tdm_jax.errors import InputError
 from tdm_jax.training.experiment import DTYPES
 
 FLAGS = flags.FLAGS
@@ -46,60 +40,36 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    output, sizes = shared.output(), shared.numbers("batch_sizes", int) or []
+    output, sizes = shared.output(), shared.numbers("batch_sizes", int)
     about = environment.describe() | {"rounds": FLAGS.rounds, "started": environment.now()}
-    candidates = make_candidates(**shared.candidates())
-    timing = Timing(rounds=FLAGS.rounds, min_seconds=FLAGS.min_seconds)
-    if FLAGS.advise is not None:
-        _advise(candidates, sizes, timing, about, output)
-        return
     remark, rows = environment.line(about), []
+    advises = FLAGS.advise is not None
+    name, table = ("advice", schedule_search.TABLE) if advises else ("benchmark", TABLE)
 
     def done(new: list[Result]) -> None:
         rows.extend(new)
-        verdicts = ", ".join(f"{row.method} {row.verdict}" for row in new)
-        first = new[0]
-        start.note(
-            f"{first.model} {first.dtype} {first.mode}, batch {first.batch_size}: {verdicts}"
-        )
+        what = " ".join(filter(None, (new[0].model, new[0].dtype, new[0].mode)))
+        what += f", batch {new[0].batch_size}: "
+        if advises:
+            print(what + schedule_search.advice(new), flush=True)
+        else:
+            start.note(what + ", ".join(f"{row.method} {row.verdict}" for row in new))
         # What is measured is safe, whatever happens to a larger batch.
         if output:
-            results.write(rows, output / "benchmark", about, columns=TABLE, remark=remark)
+            results.write(rows, output / name, about, columns=table, remark=remark)
 
-    benchmark(
-        candidates,
-        batch_sizes=sizes,
-        modes=FLAGS.modes,
-        dtypes=FLAGS.dtypes,
-        timing=timing,
-        done=done,
-    )
-    print(f"{results.markdown(rows, TABLE)}\n{remark}")
-
-
-def _advise(
-    candidates: Sequence[Candidate],
-    sizes: Sequence[int],
-    timing: Timing,
-    about: dict[str, Any],
-    output: Path | None,
-) -> None:
-    limit, rows = round(FLAGS.advise * 1e9), []
-    reduced = [candidate for candidate in candidates if not candidate.is_baseline]
-    if not reduced:
-        raise InputError("--advise: expected --methods with a count for each stage; got none")
-    for candidate in reduced:
-        schedule_search.schedules(candidate.model, limit)
-    for candidate, dtype, size in itertools.product(reduced, FLAGS.dtypes, sizes):
-        new = schedule_search.advise(
-            candidate, limit, batch_size=size, dtype=DTYPES[dtype], timing=timing
-        )
-        rows += new
-        advice = schedule_search.advice(new)
-        print(f"{candidate.name} {dtype}, batch {size}: {advice}", flush=True)
-        if output:
-            results.write(rows, output / "advice", about, columns=schedule_search.TABLE)
-    print(f"{results.markdown(rows, schedule_search.TABLE)}\n{environment.line(about)}")
+    candidates = make_candidates(**shared.candidates())
+    settings = {
+        "batch_sizes": sizes,
+        "dtypes": FLAGS.dtypes,
+        "timing": Timing(rounds=FLAGS.rounds, min_seconds=FLAGS.min_seconds),
+        "done": done,
+    }
+    if advises:
+        schedule_search.advise(candidates, round(FLAGS.advise * 1e9), **settings)
+    else:
+        benchmark(candidates, modes=FLAGS.modes, **settings)
+    print(f"{results.markdown(rows, table)}\n{remark}")
 
 
 if __name__ == "__main__":

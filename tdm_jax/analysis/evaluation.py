@@ -18,7 +18,6 @@ from tdm_jax.analysis.results import Result
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.preprocessing import data_config_for
-from tdm_jax.errors import InputError
 from tdm_jax.models.info import Stage
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding

@@ -242,21 +242,12 @@ def read_json(path: str | Path) -> list[Result]:
       InputError: there is no such table.
     """
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-        return [_result(row) for row in rows]
+        rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            row.update({k: tuple(v) for k, v in row.items() if isinstance(v, list)})
+        return [Result(**row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected a table's JSON; got {error!r}") from error
-
-
-def _result(row: Mapping[str, Any]) -> Result:
-    for key in row:
-        if key not in KEYS:
-            raise unknown("key of a table", key, KEYS)
-    # What to_json has as null was None or NaN, or "" where words are missing.
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if v is not None
-    }
-    return Result(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ that fills no tiles on purpose and beside no reduction.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tdm_jax.analysis.timing import Timing, compile_forward, measure
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, StageReducer, ViTShape, plan
+from tdm_jax.training.experiment import DTYPES
 
 TILES = (1, 2, 4, 8, 16, 32, 64, 128)
 # The keep rates that are tried, the highest first.
@@ -83,27 +85,53 @@ def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> 
 
 
 def advise(
-    candidate: Candidate, macs: int, *, batch_size: int, dtype: Any, timing: Timing
+    candidates: Sequence[Candidate],
+    macs: int,
+    *,
+    batch_sizes: Sequence[int],
+    dtypes: Sequence[str],
+    timing: Timing,
+    done: Callable[[list[Result]], None] = lambda rows: None,
 ) -> list[Result]:
-    """Measures a candidate's schedules; the fastest first, no reduction last.
+    """Measures the schedules of every candidate that reduces, over batch sizes and types.
 
     Args:
-      candidate: a model with a method.
+      candidates: models with methods.
       macs: see `schedules`.
-      batch_size: images per call.
-      dtype: of the computation.
+      batch_sizes: images per call.
+      dtypes: of `experiment.DTYPES`.
       timing: how long to measure.
+      done: is given the rows of each search as soon as it is measured.
+
+    Returns:
+      For each search its schedules, the fastest first, and no reduction last.
 
     Raises:
-      InputError: see `schedules`.
+      InputError: see `schedules`; or no candidate reduces.
     """
+    reduced = [candidate for candidate in candidates if not candidate.is_baseline]
+    if not reduced:
+        raise InputError("expected methods with a count for each stage to advise on; got none")
+    for candidate in reduced:
+        schedules(candidate.model, macs)
+    rows: list[Result] = []
+    for candidate, dtype, batch_size in itertools.product(reduced, dtypes, batch_sizes):
+        new = _search(candidate, macs, batch_size, dtype, timing)
+        done(new)
+        rows += new
+    return rows
+
+
+def _search(
+    candidate: Candidate, macs: int, batch_size: int, dtype: str, timing: Timing
+) -> list[Result]:
     by_tile = schedules(candidate.model, macs)
     # The weights of a method may follow its counts: each schedule has its own.
     tried = {tile: candidate.with_reducer(reducer) for tile, reducer in by_tile.items()}
     runs: dict[int | None, Candidate] = {None: candidate.unreduced()}
     runs.update(tried.items())
     programs = [
-        compile_forward(run.model.clone(dtype=dtype), run.any_variables(), batch_size)
+        compile_forward(run.model.clone(dtype=DTYPES[dtype]), run.any_variables(), batch_size)
         for run in runs.values()
     ]
     rows = []
@@ -114,7 +142,7 @@ def advise(
             Result(
                 model=candidate.name,
                 method=candidate.method if chosen else BASELINE,
-                dtype=np.dtype(dtype).name,
+                dtype=dtype,
                 batch_size=batch_size,
                 tile=tile,
                 layers=reducer.stages(run.model.shape) if chosen else None,
@@ -127,7 +155,7 @@ def advise(
 
 
 def advice(rows: Sequence[Result]) -> str:
-    """The best schedule of `advise`'s rows, as one would write it in a program."""
+    """The best schedule of one search's rows, as one would write it in a program."""
     best = rows[0]
     name, settings = parse_method(best.method)
     settings = {"layers": best.layers, **settings, "counts": best.counts}

@@ -9,7 +9,7 @@ the machine down for a while slows down both sides of each quotient.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,7 @@ class Program:
         return (time.perf_counter() - start) / repeats
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """A median with its quartiles."""
 
     low: float
@@ -80,7 +79,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """Of a sample."""
-        return cls(*(float(q) for q in np.percentile(values, (25, 50, 75))))
+        return cls(*np.percentile(values, (25, 50, 75)).tolist())
 
 
 @dataclasses.dataclass(frozen=True)

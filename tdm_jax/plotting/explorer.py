@@ -19,7 +19,7 @@ from tdm_jax.plotting.patch_maps import DROPPED, SourceMap, as_rgb, shade_groups
 from tdm_jax.reduction.token_state import TokenKind
 
 _TOP = 3
-_LETTERS = {DROPPED: "d", **dict(zip(TokenKind, "kmcc", strict=True))}
+_LETTERS: dict[int, str] = dict(zip((DROPPED, *TokenKind), "dkmcc", strict=True))
 
 
 def explorer(

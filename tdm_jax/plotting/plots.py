@@ -164,7 +164,7 @@ def _frame(axes: "Axes", axis: Axis, title: str) -> None:
 
 
 def _draw_line(axes: "Axes", points: Sequence[Point], look: Look) -> None:
-    errors = {
+    errors: dict[str, Any] = {
         "xerr": np.array([p.x_error for p in points]).T,
         "yerr": np.array([p.y_error for p in points]),
     }
@@ -188,8 +188,9 @@ def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
         [p.x for p in front], [p.y for p in front], color=_FAINT, linewidth=9, zorder=1,
         solid_capstyle="round", solid_joinstyle="round", label="Pareto front, with keep rates",
     )  # fmt: skip
-    place = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
-    axes.legend(frameon=False, fontsize=9, labelcolor=_QUIET, **place)
+    axes.legend(
+        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, labelcolor=_QUIET
+    )
     width = abs(float(np.ptp(axes.get_xlim())))
     last = math.inf
     for point in front:

@@ -1,6 +1,5 @@
 """Schedules that fill tiles: all of them within the limit, and measured beside no reduction."""
 
-import jax.numpy as jnp
 import pytest
 
 from tdm_jax import create_model, make_reducer
@@ -55,10 +54,10 @@ def test_the_fastest_comes_first_and_the_baseline_last():
     )
     limit = costs.count(model).macs
     rows = advise(
-        Candidate("tiny", "topk", 0.7, model),
+        [Candidate("tiny", "topk", 0.7, model)],
         limit,
-        batch_size=2,
-        dtype=jnp.float32,
+        batch_sizes=[2],
+        dtypes=["float32"],
         timing=Timing(rounds=2, min_seconds=0.0, warmup=1),
     )
     assert rows[-1].verdict == BASELINE
@@ -74,10 +73,10 @@ def test_weights_whose_shapes_follow_the_counts(method, tiny_model):
     """Defect F: one tree of weights was given to every schedule."""
     model, variables = tiny_model(method, 0.5, layers=(1,), image_size=32)
     rows = advise(
-        Candidate("tiny", method, 0.5, model, variables),
+        [Candidate("tiny", method, 0.5, model, variables)],
         costs.multiply_adds(model),
-        batch_size=1,
-        dtype=jnp.float32,
+        batch_sizes=[1],
+        dtypes=["float32"],
         timing=Timing(rounds=1, min_seconds=0.0, warmup=1),
     )
     assert len({row.counts for row in rows}) == len(rows) > 2
