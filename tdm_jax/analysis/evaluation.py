@@ -115,16 +115,16 @@ class Evaluation:
 
 def evaluate(candidate: Candidate, evaluation: Evaluation) -> Result:
     """Accuracy, loss and cost of a candidate on the validation split."""
-    found = evaluation(candidate, bar=candidate.method)
+    accuracy = evaluation(candidate, bar=candidate.method)
     cost = costs.count(candidate.model)
     return Result(
         **candidate.row,
-        top1_percent=found["top1"],
-        top5_percent=found["top5"],
-        loss=found["loss"],
-        examples=int(found["count"]),
+        top1_percent=accuracy["top1"],
+        top5_percent=accuracy["top5"],
+        loss=accuracy["loss"],
+        examples=int(accuracy["count"]),
         parameters=cost.parameters,
         macs=cost.macs,
         tokens=cost.tokens,
-        evaluated_images_per_second=found["images_per_second"],
+        evaluated_images_per_second=accuracy["images_per_second"],
     )
