@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from tdm_jax.data import make_config
+from tdm_jax.models import attention
 from tdm_jax.models.registry import create_model
+from tdm_jax.ops.platform import in_reverse_mode
 from tdm_jax.parallel import sharding
 from tdm_jax.parallel.sharding import MeshConfig
 from tdm_jax.training.losses import DistillConfig
@@ -243,3 +245,20 @@ def test_training_learns_a_batch_by_heart():
     masked = jax.tree.map(jnp.asarray, batch | {"mask": np.ones(BATCH, np.float32)})
     sums = eval_step(recipe.model, state.variables, masked, recipe.data_config)
     assert sums["top1"] == BATCH
+
+
+def test_a_training_step_alone_is_traced_for_reverse_mode(monkeypatch):
+    traced, attend = [], attention.attend
+
+    def recorded(*arguments):
+        traced.append(in_reverse_mode())
+        return attend(*arguments)
+
+    monkeypatch.setattr(attention, "attend", recorded)
+    recipe, mesh = make_recipe(make_model()), mesh_of(1)
+    state = jax.eval_shape(lambda: init_state(recipe, random_variables(recipe.model)))
+    lower_eval_step(recipe.model, recipe.data_config, BATCH, mesh, state.variables)
+    assert set(traced) == {False}
+    traced.clear()
+    lower_train_step(recipe, mesh, state)
+    assert set(traced) == {True}
