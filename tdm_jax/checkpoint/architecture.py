@@ -26,7 +26,7 @@ def architecture(
     Raises:
       InputError: a shape that decides is missing, or nothing tells the number of heads or the grid.
     """
-    arrays, told = checkpoint.arrays, checkpoint.description
+    arrays, description = checkpoint.arrays, checkpoint.description
     depth = naming.depth(arrays)
     mappings = naming.mappings(max(depth, 1))
 
@@ -59,13 +59,15 @@ def architecture(
     }
     if has("head/kernel"):
         fields["num_classes"] = shape("head/kernel", 2)[0]
-    classes = told.get("num_classes")
+    classes = description.get("num_classes")
     if classes is not None and fields.setdefault("num_classes", classes) != classes:
         raise InputError(
             f"{checkpoint.path}: the description says {classes} classes, the head has "
             f"{fields['num_classes']}"
         )
-    fields |= {name: told[name] for name in ("layer_norm_eps", "num_heads") if name in told}
+    fields |= {
+        name: description[name] for name in ("layer_norm_eps", "num_heads") if name in description
+    }
     if width % 64 == 0:
         fields.setdefault("num_heads", width // 64)
     elif "num_heads" not in {**fields, **settings}:

@@ -40,8 +40,8 @@ def _arrays(folder: epath.Path, branch: str) -> Iterator[tuple[str, np.ndarray]]
     path = str(folder)
     base = {"driver": "ocdbt", "base": f"{path if '://' in path else f'file://{path}'}/"}
     for key in tensorstore.KvStore.open(base).result().list().result():
-        name, found, _ = key.decode().partition("/.zarray")
-        if found and (not branch or name.split(".")[0] == branch):
+        name, is_array, _ = key.decode().partition("/.zarray")
+        if is_array and (not branch or name.split(".")[0] == branch):
             kvstore = {**base, "path": f"{name}/"}
             array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
             yield name, array.read().result()

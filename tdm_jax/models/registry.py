@@ -93,8 +93,8 @@ def create_model(
         if key not in known:
             raise unknown("setting", key, known)
     chosen = {key: value for key, value in settings.items() if value is not None}
-    given = {key: chosen.pop(key) for key in _FIELDS.keys() & chosen}
-    fields = {**MODELS[name], **given}
+    overrides = {key: chosen.pop(key) for key in _FIELDS.keys() & chosen}
+    fields = {**MODELS[name], **overrides}
     missing = [
         key
         for key, field in _FIELDS.items()
@@ -104,7 +104,7 @@ def create_model(
         raise InputError(f"model {name!r} needs a value for: {', '.join(missing)}")
     size = fields["image_size"]
     fields["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
-    fields["preprocessing"] = _preprocessing(fields, published="preprocessing" not in given)
+    fields["preprocessing"] = _preprocessing(fields, published="preprocessing" not in overrides)
     return VisionTransformer(**fields, reducer=_reducer(reducer, keep_rate, chosen))
 
 
