@@ -48,7 +48,7 @@ def arguments(model):
 def shapes(jaxpr) -> Iterator[tuple[int, ...]]:
     """The shapes of all that a program computes, programs within it included."""
     for equation in jaxpr.eqns:
-        for inner in jaxprs_in_params(equation.variables):
+        for inner in jaxprs_in_params(equation.params):
             yield from shapes(inner)
         for out in equation.outvars:
             yield out.aval.shape
