@@ -5,87 +5,14 @@ too, or, if it ends in .safetensors, a file with timm's names; a reducer and how
 go along. Prints every array with our name of it and its shape.
 """
 
-from os import PathLike
-from typing import Any
-
 from absl import flags
-from etils import epath
-from flax import traverse_util
 
-from tdm_jax.checkpoint import describe, load_pretrained, save_model, save_safetensors
-from tdm_jax.checkpoint.names import ParamMapping, detect
-from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
-from tdm_jax.checkpoint.saved_model import is_saved_model
+from tdm_jax.checkpoint.conversion import convert, mapping_table
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.files import reach
-from tdm_jax.models.vit import VisionTransformer, parameter_count
+from tdm_jax.models.vit import parameter_count
 
 FLAGS = flags.FLAGS
-
-
-def convert(
-    source: str | PathLike[str],
-    output: str | PathLike[str],
-    *,
-    ema: bool = False,
-    overwrite: bool = False,
-    **settings: Any,
-) -> tuple[RawCheckpoint, VisionTransformer, dict[str, Any]]:
-    """Reads a checkpoint of any kind and writes it as an Orbax folder or timm-named safetensors.
-
-    Args:
-      source: what `load_pretrained` reads.
-      output: a folder, or a name that ends in .safetensors.
-      ema: take a training checkpoint's averaged weights.
-      overwrite: replace an output that exists, once the new one is complete.
-      **settings: of `load_pretrained`.
-
-    Returns:
-      What was read, the model, and its variables.
-
-    Raises:
-      InputError: the output exists, or the source is unreadable or no model of ours.
-    """
-    _check_output(reach(output), overwrite)
-    checkpoint = read_raw_checkpoint(source, ema=ema)
-    model, variables = load_pretrained(checkpoint, **settings)
-    if str(output).endswith(".safetensors"):
-        save_safetensors(output, model, variables, overwrite=overwrite)
-    else:
-        save_model(output, describe(model), variables, overwrite=overwrite)
-    return checkpoint, model, variables
-
-
-def _check_output(output: epath.Path, overwrite: bool) -> None:
-    # The writers refuse as well, but only after the work is done.
-    if not output.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{output} exists; expected a new name, or --overwrite")
-    if output.suffix != ".safetensors" and not is_saved_model(output):
-        raise InputError(f"{output} exists and is no model that this command wrote; it stays")
-
-
-def table(checkpoint: RawCheckpoint, variables: dict[str, Any]) -> str:
-    """What became what: source names, our name, our shape."""
-    params = traverse_util.flatten_dict(variables["params"], sep="/")
-    naming = detect(checkpoint.arrays)
-    mappings = naming.mappings(naming.depth(checkpoint.arrays))
-    rows = [("source", "tdm_jax", "shape")] + [
-        (_sources(mappings[path]) if path in mappings else path, path, str(list(array.shape)))
-        for path, array in params.items()
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
-
-
-def _sources(mapping: ParamMapping) -> str:
-    # query, key and value differ in one part of their names.
-    parts = zip(*(name.split(".") for name in mapping.sources), strict=True)
-    return ".".join(
-        part[0] if len(set(part)) == 1 else "{" + ",".join(part) + "}" for part in parts
-    )
 
 
 def _image_size(sides: list[str] | None) -> tuple[int, int] | None:
@@ -122,7 +49,7 @@ def main() -> None:
         num_heads=FLAGS.num_heads,
         image_size=_image_size(FLAGS.image_size),
     )
-    print(table(checkpoint, variables))
+    print(mapping_table(checkpoint, variables))
     size = "x".join(map(str, model.image_size))
     print(
         f"{parameter_count(variables):,} parameters: {model.depth} blocks of width "

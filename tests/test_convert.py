@@ -1,4 +1,4 @@
-"""The command that converts: what it writes, prints, and refuses."""
+"""The command that converts, and checkpoint/conversion.py: what they write, print, and refuse."""
 
 import os
 import subprocess
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tdm_jax import Preprocessing, convert, make_reducer
+from tdm_jax import Preprocessing, make_reducer
 from tdm_jax.checkpoint import describe, load_model, load_pretrained, save_model
+from tdm_jax.checkpoint.conversion import convert
+from tdm_jax.convert import _image_size
 from tdm_jax.errors import InputError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -61,9 +63,9 @@ def test_refusal_is_one_line_and_writes_nothing(tmp_path):
 
 def test_round_trip_through_every_format(tmp_path):
     source = GOLDENS / "facebook_deit_distilled.pth"
-    _, expected, same = convert.convert(source, tmp_path / "a", num_heads=3)
-    convert.convert(tmp_path / "a", tmp_path / "b.safetensors")
-    convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
+    _, expected, same = convert(source, tmp_path / "a", num_heads=3)
+    convert(tmp_path / "a", tmp_path / "b.safetensors")
+    convert(tmp_path / "b.safetensors", tmp_path / "c")
     model, params = load_pretrained(tmp_path / "c")
     assert model == expected
     _equal(params, same)
@@ -79,8 +81,8 @@ def test_reducer_and_preprocessing_go_along(reducer, tiny_model, tmp_path):
     made = make_reducer(reducer, layers=(0, 1), **counts)
     model, variables = tiny_model(made, preprocessing=prepared)
     save_model(tmp_path / "a", describe(model), variables)
-    convert.convert(tmp_path / "a", tmp_path / "b.safetensors")
-    convert.convert(tmp_path / "b.safetensors", tmp_path / "c")
+    convert(tmp_path / "a", tmp_path / "b.safetensors")
+    convert(tmp_path / "b.safetensors", tmp_path / "c")
     for name in ("b.safetensors", "c"):
         again, same = load_pretrained(tmp_path / name)
         assert again == model
@@ -88,32 +90,32 @@ def test_reducer_and_preprocessing_go_along(reducer, tiny_model, tmp_path):
 
 
 def test_another_resolution(tmp_path):
-    convert.convert(GOLDENS / "hf_vit", tmp_path / "a", image_size=(32, 96))
+    convert(GOLDENS / "hf_vit", tmp_path / "a", image_size=(32, 96))
     assert load_pretrained(tmp_path / "a")[0].image_size == (32, 96)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
     output = tmp_path / "model"
-    convert.convert(GOLDENS / "hf_vit", output)
+    convert(GOLDENS / "hf_vit", output)
     before = load_pretrained(output)[1]
     with pytest.raises(InputError, match="exists; expected a new name, or --overwrite"):
-        convert.convert(GOLDENS / "hf_deit_distilled", output)
+        convert(GOLDENS / "hf_deit_distilled", output)
     (tmp_path / "cut.pth").write_bytes((GOLDENS / "facebook_deit.pth").read_bytes()[:5000])
     with pytest.raises(InputError, match="truncated"):
-        convert.convert(tmp_path / "cut.pth", output, overwrite=True)
+        convert(tmp_path / "cut.pth", output, overwrite=True)
     _equal(load_pretrained(output)[1], before)
-    convert.convert(GOLDENS / "hf_deit_distilled", output, overwrite=True)
+    convert(GOLDENS / "hf_deit_distilled", output, overwrite=True)
     assert load_pretrained(output)[0].distilled
     with pytest.raises(InputError, match="no model that this command wrote"):
-        convert.convert(GOLDENS / "hf_vit", tmp_path, overwrite=True)
+        convert(GOLDENS / "hf_vit", tmp_path, overwrite=True)
     assert output.is_dir()
 
 
 def test_averaged_weights(tmp_path):
     with pytest.raises(InputError, match="expected model_ema or state_dict_ema; got model"):
-        convert.convert(GOLDENS / "facebook_deit.pth", tmp_path / "a", ema=True)
+        convert(GOLDENS / "facebook_deit.pth", tmp_path / "a", ema=True)
     with pytest.raises(InputError, match="no moving average"):
-        convert.convert(GOLDENS / "hf_vit", tmp_path / "a", ema=True)
+        convert(GOLDENS / "hf_vit", tmp_path / "a", ema=True)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +123,13 @@ def test_averaged_weights(tmp_path):
     [(None, None), (["64"], (64, 64)), (["32", "96"], (32, 96))],
 )
 def test_image_size_flag(sides, size):
-    assert convert._image_size(sides) == size
+    assert _image_size(sides) == size
 
 
 @pytest.mark.parametrize("sides", [[], ["1", "2", "3"], ["big"], ["-3"]])
 def test_bad_image_size_flag(sides):
     with pytest.raises(InputError, match="expected height,width"):
-        convert._image_size(sides)
+        _image_size(sides)
 
 
 def test_importing_defines_no_flags():
