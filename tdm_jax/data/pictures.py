@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 
@@ -82,7 +83,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_examples(data_config: DataConfig, count: int, *, spread: bool = False) -> list[Picture]:
-    """Images of a data set's validation split, those left out that cannot be read.
+    """Images of a data set's validation split; what cannot be read is left out, with a warning.
 
     Args:
       data_config: which data.
@@ -100,7 +101,8 @@ def read_examples(data_config: DataConfig, count: int, *, spread: bool = False) 
         try:
             record = records[int(index)]
             pixels = transform(open_image(record["image"]))
-        except (OSError, CorruptImage):
+        except (OSError, CorruptImage) as error:
+            logging.warning("left out %s: %s", records.describe(int(index)), error)
             continue
         pictures.append(Picture(f"{stem}_{index:04d}", pixels, int(record["label"])))
     if not pictures:
