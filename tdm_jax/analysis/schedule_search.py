@@ -112,20 +112,22 @@ def advise(
     reduced = [candidate for candidate in candidates if not candidate.is_baseline]
     if not reduced:
         raise InputError("expected methods with a count for each stage to advise on; got none")
-    for candidate in reduced:
-        schedules(candidate.model, macs)
+    searches = [(candidate, schedules(candidate.model, macs)) for candidate in reduced]
     rows: list[Result] = []
-    for candidate, dtype, batch_size in itertools.product(reduced, dtypes, batch_sizes):
-        new = _search(candidate, macs, batch_size, dtype, timing)
+    for search, dtype, batch_size in itertools.product(searches, dtypes, batch_sizes):
+        new = _search(*search, batch_size, dtype, timing)
         done(new)
         rows += new
     return rows
 
 
 def _search(
-    candidate: Candidate, macs: int, batch_size: int, dtype: str, timing: Timing
+    candidate: Candidate,
+    by_tile: dict[int, StageReducer],
+    batch_size: int,
+    dtype: str,
+    timing: Timing,
 ) -> list[Result]:
-    by_tile = schedules(candidate.model, macs)
     # The weights of a method may follow its counts: each schedule has its own.
     tried = {tile: candidate.with_reducer(reducer) for tile, reducer in by_tile.items()}
     runs: dict[int | None, Candidate] = {None: candidate.unreduced()}

@@ -179,7 +179,8 @@ class VisionTransformer(nn.Module):
             raise InputError(
                 f"intermediates must be blocks from 0 to {self.depth - 1}; got {intermediates}"
             )
-        states = [self._embed(images, keep_dropped=return_info)]
+        state = self._embed(images, keep_dropped=return_info)
+        states = [state]
         weights = (
             self.param("reducer", self.reducer.init, self.shape) if self.reducer.learned else {}
         )
@@ -187,8 +188,10 @@ class VisionTransformer(nn.Module):
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
             context = BlockContext(layer, self.shape, train, weights, block_key)
-            states.append(self._block(layer)(states[-1], context))
-        state = self.reducer.finish(states[-1], self.shape)
+            state = self._block(layer)(state, context)
+            if return_info:
+                states.append(state)
+        state = self.reducer.finish(state, self.shape)
         norm = LayerNorm(self.layer_norm_eps, self.dtype, name="norm")
         features = norm(state.sequence())
         out = self._heads(features, state, train)
