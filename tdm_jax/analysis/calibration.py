@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from tdm_jax.errors import InputError
-from tdm_jax.models.vit import Block, VisionTransformer
+from tdm_jax.models.block import Block
+from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import BlockContext, Reducer, ViTShape
 from tdm_jax.reduction.token_state import TokenState
 
@@ -131,14 +132,7 @@ def _change(
     seen: Bool[Array, "m p"],
 ) -> Float[Array, " m"]:
     shape = model.shape
-    block = Block(
-        num_heads=model.num_heads,
-        mlp_hidden=model.mlp_hidden,
-        layer_norm_eps=model.layer_norm_eps,
-        drop_path=0.0,
-        reducer=_Hide(),
-        dtype=model.dtype,
-    )
+    block = Block(model.block_spec, _Hide())
     context = BlockContext(layer=0, shape=shape, train=False, weights={})
     state = TokenState.start(tokens[:, : shape.prefix], tokens[:, shape.prefix :])
     rows = jnp.pad(useful, (shape.prefix, 0), constant_values=True)[:, None]

@@ -22,7 +22,8 @@ from tdm_jax.analysis.results import UNKNOWN, Column, Result, markdown, signific
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.errors import InputError
-from tdm_jax.models.vit import Block, VisionTransformer
+from tdm_jax.models.block import Block
+from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
 from tdm_jax.reduction.token_state import TokenState
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from tdm_jax.models.layers import Dense
+from tdm_jax.models.layers import Dense, init
+from tdm_jax.models.rotary import Rotation
 from tdm_jax.ops.attention import attend
 from tdm_jax.ops.class_row import class_row
+from tdm_jax.ops.products import product
 from tdm_jax.reduction.contract import KeyMask
 
 Dtype = Any
@@ -32,6 +34,8 @@ class AttentionView:
     class_query: Float[Array, "b h k"]
     bias: Float[Array, "b t"] | None
     prefix: int = struct.field(pytree_node=False)
+    # The keys before they were turned, where positions are rotary.
+    unturned: Float[Array, "b t h k"] | None = None
 
     def class_row(self) -> Float[Array, "b h n"]:
         """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
@@ -49,12 +53,44 @@ class AttentionView:
         return jax.nn.softmax(logits, axis=-1)
 
     def keys(self) -> Float[Array, "b n h k"]:
-        """The patch tokens' keys."""
-        return self.k[:, self.prefix :]
+        """The patch tokens' keys: what a token is, without where it stands."""
+        return (self.k if self.unturned is None else self.unturned)[:, self.prefix :]
 
     def values(self) -> Float[Array, "b n h k"]:
         """The patch tokens' values."""
         return self.v[:, self.prefix :]
+
+
+def key_bias(key_weight: Float[Array, "b t"] | KeyMask | None) -> Float[Array, "b t"] | None:
+    """What a key's factor in the softmax adds to its logits."""
+    weight = key_weight.mask if isinstance(key_weight, KeyMask) else key_weight
+    # A weight of 0 must hide a key, yet stay finite where all are hidden.
+    return None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
+
+
+class QueriesKeysValues(nn.Module):
+    """All three by one linear map, of which some may have no bias.
+
+    Attributes:
+      biased: those that have one, of "qkv", in this order.
+      dtype: of the computation.
+    """
+
+    biased: str = "qkv"
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t 3*d"]:
+        d = x.shape[-1]
+        kernel = self.param("kernel", init, (d, 3 * d))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.biased:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (len(self.biased) * d,))
+        if self.biased != "qkv":
+            own = dict(zip(self.biased, jnp.split(bias, len(self.biased)), strict=True))
+            bias = jnp.concatenate([own.get(part, jnp.zeros(d)) for part in "qkv"])
+        return y + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -63,11 +99,13 @@ class Attention(nn.Module):
     Attributes:
       num_heads: must divide the width.
       prefix: tokens at the front that are no patches.
+      qkv_bias: which of queries, keys and values have a bias.
       dtype: of the computation; parameters and softmax are float32.
     """
 
     num_heads: int
     prefix: int
+    qkv_bias: str = "qkv"
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -75,30 +113,33 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b t d"],
         key_weight: Float[Array, "b t"] | KeyMask | None = None,
+        rotation: Rotation | None = None,
     ) -> tuple[Float[Array, "b t d"], AttentionView]:
         """Attends.
 
         Args:
           x: normed tokens.
           key_weight: factor of each key in the softmax, or a mask to learn; None for 1.
+          rotation: of queries and keys; None for none.
 
         Returns:
           The output and a view of the attention.
         """
         b, t, d = x.shape
-        qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
+        qkv = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")(x)
         # The gradient of a split is a concatenation; an index's would be three padded sums.
         q, k, v = (z.reshape(b, t, self.num_heads, -1) for z in jnp.split(qkv, 3, axis=-1))
-        weight = key_weight.mask if isinstance(key_weight, KeyMask) else key_weight
-        # A weight of 0 must hide a key, yet stay finite where all are hidden.
-        bias = None if weight is None else jnp.log(jnp.maximum(weight.astype(jnp.float32), 1e-30))
+        unturned = None
+        if rotation is not None:
+            q, k, unturned = rotation(q), rotation(k), k
+        bias = key_bias(key_weight)
         if isinstance(key_weight, KeyMask):
             y = masked_attention(q, k, v, key_weight.mask)
         else:
             y = attend(q, k, v, bias)
         y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
         class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
-        return y, AttentionView(q, k, v, class_query, bias, self.prefix)
+        return y, AttentionView(q, k, v, class_query, bias, self.prefix, unturned)
 
 
 def masked_attention(

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from tdm_jax.ops.activations import gelu
+from tdm_jax.ops.activations import ACTIVATIONS
 from tdm_jax.ops.normalisation import layer_norm
 from tdm_jax.ops.patches import embed_patches
 from tdm_jax.ops.products import product
@@ -40,11 +40,21 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (Touvron et al., arXiv 2103.17239)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * gamma.astype(x.dtype)
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches through one linear map."""
 
     patch_size: int
     width: int
+    bias: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -55,6 +65,7 @@ class PatchEmbed(nn.Module):
             size,
             size,
             "VALID",
+            use_bias=self.bias,
             dtype=self.dtype,
             kernel_init=init,
             conv_general_dilated=lambda images, kernel, *_, **__: embed_patches(images, kernel),
@@ -64,12 +75,32 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps with the exact GELU between them."""
+    """Two linear maps with an activation between them.
+
+    Attributes:
+      hidden: channels that the second map reads.
+      activation: one of `ACTIVATIONS`.
+      gated: SwiGLU (Shazeer, arXiv 2002.05202): the first map makes twice as many, and the
+        activation of the first half multiplies the second.
+      norm_eps: epsilon of a layer norm before the second map; None for no norm.
+      dtype: of the computation.
+    """
 
     hidden: int
+    activation: str = "gelu"
+    gated: bool = False
+    norm_eps: float | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        hidden = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
+        hidden = Dense(self.hidden * (1 + self.gated), dtype=self.dtype, name="fc1")(x)
+        activation = ACTIVATIONS[self.activation]
+        if self.gated:
+            gate, value = jnp.split(hidden, 2, axis=-1)
+            hidden = activation(gate) * value
+        else:
+            hidden = activation(hidden)
+        if self.norm_eps is not None:
+            hidden = LayerNorm(self.norm_eps, self.dtype, name="norm")(hidden)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)

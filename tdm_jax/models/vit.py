@@ -1,9 +1,12 @@
-"""The vision transformer: DeiT's architecture with a place for a token reducer in every block.
+"""The vision transformer, with a place for a token reducer in every block.
 
-Touvron et al., "Training data-efficient image transformers", ICML 2021 (arXiv 2012.12877).
-Parameter names are timm's, so that conversion is a table both ways.
+Dosovitskiy et al., "An image is worth 16 x 16 words", ICLR 2021 (arXiv 2010.11929). What the
+families (DeiT, DINOv2, SigLIP, CLIP, ...) differ in are fields; by default it is DeiT (Touvron et
+al., ICML 2021, arXiv 2012.12877). Parameter names are timm's, so that conversion is a table both
+ways.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,51 +15,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from tdm_jax.errors import InputError
-from tdm_jax.models.attention import Attention
+from tdm_jax.errors import InputError, unknown
+from tdm_jax.models.attention import key_bias
+from tdm_jax.models.block import Block, BlockSpec
+from tdm_jax.models.heads import POOLS, AttentionPool, PoolingQuery, mean_patch
 from tdm_jax.models.info import Info, Intermediate, Stage
-from tdm_jax.models.layers import Dense, LayerNorm, Mlp, PatchEmbed, init
+from tdm_jax.models.layers import Dense, LayerNorm, PatchEmbed, init
 from tdm_jax.models.preprocessing import Preprocessing
-from tdm_jax.ops.gathering import weighted_sum
+from tdm_jax.models.rotary import Rotary
+from tdm_jax.ops.activations import ACTIVATIONS
 from tdm_jax.reduction import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenState
 
 Dtype = Any
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block, with the reducer's hooks around its parts."""
-
-    num_heads: int
-    mlp_hidden: int
-    layer_norm_eps: float
-    drop_path: float
-    reducer: Reducer
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, state: TokenState, context: BlockContext) -> TokenState:
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(self.layer_norm_eps, self.dtype, name=name)
-
-        def residual(x: Array, y: Array) -> Array:
-            # Drop path: the whole branch of an image at once.
-            drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
-            return x + drop(y, deterministic=not context.train)
-
-        state = self.reducer.before_block(state, context)
-        x = state.sequence()
-        attention = Attention(self.num_heads, state.prefix.shape[1], self.dtype, name="attn")
-        y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, context))
-        context = context.replace(attention=view)
-        state = self.reducer.after_attention(state.with_sequence(residual(x, y)), context)
-        x = state.sequence()
-        y = Mlp(self.mlp_hidden, self.dtype, name="mlp")(norm("norm2")(x))
-        return self.reducer.after_block(state.with_sequence(residual(x, y)), context)
+POSITIONS = ("all", "patches", "none")
+# How position embeddings are made to fit another grid; see `checkpoint.positions`.
+INTERPOLATIONS = (
+    "bicubic_antialias", "bicubic", "bicubic_offset", "bilinear", "bilinear_antialias"
+)  # fmt: skip
 
 
 class VisionTransformer(nn.Module):
-    """A (distilled) vision transformer whose tokens a reducer may thin out.
+    """A vision transformer whose tokens a reducer may thin out.
 
     Attributes:
       image_size: height and width in pixels.
@@ -64,13 +44,30 @@ class VisionTransformer(nn.Module):
       width: channels of a token.
       depth: blocks.
       num_heads: must divide the width.
-      num_classes: logits.
+      num_classes: logits, or channels of a projection; 0 for no head: the pooled feature.
       in_channels: of the images.
-      mlp_ratio: hidden channels of the MLP over the width.
+      mlp_ratio: channels that the MLP's second map reads, over the width.
       distilled: whether there is a distillation token with a head of its own.
-      class_token: without one, the head reads the mean over the patches.
-      num_registers: register tokens, without position embedding.
-      layer_norm_eps: 1e-6 in DeiT.
+      class_token: whether there is one.
+      num_registers: register tokens, without position embedding (arXiv 2309.16588).
+      positions: which tokens have a learned position: "all" (of class, distillation and patches),
+        "patches" or "none".
+      rotary: rotary positions of the patches; None for none.
+      interpolation: how the learned positions are resampled for another image size when they are
+        loaded, as the family's own program does it; one of `INTERPOLATIONS`.
+      patch_bias: whether the patches' map has a bias.
+      pre_norm: whether the tokens are normed before the first block (CLIP).
+      layer_norm_eps: of every norm.
+      qkv_bias: which of queries, keys and values have a bias: "qkv", "qv", "", ...
+      activation: of the MLPs, one of `ACTIVATIONS`.
+      gated_mlp: SwiGLU instead of the plain MLP.
+      mlp_norm: whether the MLP norms what its second map reads (EVA-02).
+      layer_scale: whether each branch of a block has a learned factor by channel.
+      pool: what the head reads: the class "token"; "avg", the mean of the patches; "map", a head
+        that attends to all tokens; "token_avg", the first two side by side. None for the class
+        token, or the mean where there is none.
+      fc_norm: whether the pooled vector is normed instead of the tokens.
+      head_bias: whether the head has one.
       drop_path: of the last block; falls linearly to 0 at the first.
       dtype: of the computation; parameters are float32.
       remat: recompute each block in the backward pass.
@@ -89,7 +86,20 @@ class VisionTransformer(nn.Module):
     distilled: bool = False
     class_token: bool = True
     num_registers: int = 0
+    positions: str = "all"
+    rotary: Rotary | None = None
+    interpolation: str = "bicubic_antialias"
+    patch_bias: bool = True
+    pre_norm: bool = False
     layer_norm_eps: float = 1e-6
+    qkv_bias: str = "qkv"
+    activation: str = "gelu"
+    gated_mlp: bool = False
+    mlp_norm: bool = False
+    layer_scale: bool = False
+    pool: str | None = None
+    fc_norm: bool = False
+    head_bias: bool = True
     drop_path: float = 0.0
     dtype: Dtype = jnp.float32
     remat: bool = False
@@ -101,9 +111,11 @@ class VisionTransformer(nn.Module):
         super().__post_init__()
 
     def _check(self) -> None:
-        for name in ("patch_size", "width", "depth", "num_heads", "num_classes", "in_channels"):
+        for name in ("patch_size", "width", "depth", "num_heads", "in_channels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.num_classes < 0:
+            raise InputError(f"num_classes must be at least 0; got {self.num_classes}")
         if len(self.image_size) != 2 or any(
             side < 1 or side % self.patch_size for side in self.image_size
         ):
@@ -117,10 +129,40 @@ class VisionTransformer(nn.Module):
             )
         if not 0 <= self.drop_path < 1:
             raise InputError(f"drop_path must be in [0, 1); got {self.drop_path}")
-        if self.distilled and not self.class_token:
-            raise InputError("a distilled model needs its class token; got class_token=False")
+        for name, known in (
+            ("activation", ACTIVATIONS),
+            ("positions", POSITIONS),
+            ("interpolation", INTERPOLATIONS),
+            ("pool", (*POOLS, None)),
+        ):
+            if getattr(self, name) not in known:
+                raise unknown(name, str(getattr(self, name)), [k for k in known if k is not None])
+        self._check_composition()
         self.reducer.check(self.shape)
         plan(self.reducer, self.shape)
+
+    def _check_composition(self) -> None:
+        if self.distilled and not self.class_token:
+            raise InputError("a distilled model needs its class token; got class_token=False")
+        if self.distilled and (self.pooling != "token" or self.fc_norm):
+            raise InputError(
+                "a distilled model's heads read its two tokens: expected pool='token' without "
+                f"fc_norm; got pool={self.pooling!r}, fc_norm={self.fc_norm}"
+            )
+        if self.pooling.startswith("token") and not self.class_token:
+            raise InputError(
+                f"pool={self.pooling!r} reads the class token; got class_token=False: expected "
+                "pool='avg' or 'map'"
+            )
+        if self.fc_norm and self.pooling != "avg":
+            raise InputError(f"fc_norm norms a mean: expected pool='avg'; got {self.pooling!r}")
+        if self.qkv_bias not in ("", "q", "k", "v", "qk", "qv", "kv", "qkv"):
+            raise InputError(f"qkv_bias must be letters of 'qkv', in order; got {self.qkv_bias!r}")
+        if self.rotary is not None and self.width // self.num_heads % 4:
+            raise InputError(
+                "rotary positions need heads of a multiple of 4 channels; got "
+                f"{self.width // self.num_heads}"
+            )
 
     @property
     def shape(self) -> ViTShape:
@@ -132,12 +174,24 @@ class VisionTransformer(nn.Module):
             num_heads=self.num_heads,
             prefix=int(self.class_token) + int(self.distilled) + self.num_registers,
             class_token=self.class_token,
+            pooling_head=self.pooling == "map",
         )
 
     @property
+    def pooling(self) -> str:
+        """What the head reads."""
+        return self.pool or ("token" if self.class_token else "avg")
+
+    @property
     def mlp_hidden(self) -> int:
-        """Channels between the MLP's two maps."""
+        """Channels that the MLP's second map reads."""
         return round(self.width * self.mlp_ratio)
+
+    @property
+    def block_spec(self) -> BlockSpec:
+        """What every block is made of."""
+        names = [field.name for field in dataclasses.fields(BlockSpec)]
+        return BlockSpec(**{name: getattr(self, name) for name in names})
 
     @property
     def schedule(self) -> tuple[BlockPlan, ...]:
@@ -153,7 +207,7 @@ class VisionTransformer(nn.Module):
         return_info: bool = False,
         intermediates: tuple[int, ...] = (),
     ) -> Any:
-        """Classifies images.
+        """Answers to images.
 
         Args:
           images: normalised, NHWC.
@@ -162,8 +216,9 @@ class VisionTransformer(nn.Module):
           intermediates: blocks, from 0, whose tokens `Info` has too.
 
         Returns:
-          Logits [b, num_classes] in float32. A distilled model returns the mean of its two heads,
-          or in training the pair (class, distillation). With `return_info`, (that, Info).
+          Logits [b, num_classes] in float32, or without a head the pooled feature. A distilled
+          model returns the mean of its two answers, or in training the pair (class, distillation).
+          With `return_info`, (that, Info).
 
         Raises:
           InputError: the images have another size than the model, or it has no such blocks.
@@ -185,16 +240,17 @@ class VisionTransformer(nn.Module):
             self.param("reducer", self.reducer.init, self.shape) if self.reducer.learned else {}
         )
         key = self.make_rng("reducer") if self.has_rng("reducer") else None
+        query = self._pooling_query()
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
-            context = BlockContext(layer, self.shape, train, weights, block_key)
+            context = BlockContext(layer, self.shape, train, weights, block_key, pooling=query)
             state = self._block(layer)(state, context)
             if return_info:
                 states.append(state)
         state = self.reducer.finish(state, self.shape)
-        norm = LayerNorm(self.layer_norm_eps, self.dtype, name="norm")
+        norm = (lambda x: x) if self.fc_norm else self._norm("norm")
         features = norm(state.sequence())
-        out = self._heads(features, state, train)
+        out = self._heads(self._pooled(features, state, context), train)
         if not return_info:
             return out
         dropped: Any = state.dropped_values  # kept for Info
@@ -226,52 +282,77 @@ class VisionTransformer(nn.Module):
         )
 
     def _embed(self, images: Array, keep_dropped: bool) -> TokenState:
-        tokens = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
+        tokens = PatchEmbed(
+            self.patch_size, self.width, self.patch_bias, self.dtype, name="patch_embed"
+        )(images)
         b, p, d = tokens.shape
-        placed = self.shape.prefix - self.num_registers
-        position = self.param("pos_embed", init, (1, placed + p, d)).astype(self.dtype)
-        prefix = []
         names = ["cls_token"] * self.class_token + ["dist_token"] * self.distilled
-        for i, name in enumerate(names):
-            token = self.param(name, init, (1, 1, d)).astype(self.dtype)
-            prefix.append(token + position[:, i : i + 1])
+        prefix = [self.param(name, init, (1, 1, d)).astype(self.dtype) for name in names]
+        if self.positions != "none":
+            placed = len(prefix) if self.positions == "all" else 0
+            position = self.param("pos_embed", init, (1, placed + p, d)).astype(self.dtype)
+            prefix[:placed] = [x + position[:, i : i + 1] for i, x in enumerate(prefix[:placed])]
+            tokens = tokens + position[:, placed:]
         if self.num_registers:
             registers = self.param("reg_token", init, (1, self.num_registers, d))
             prefix.append(registers.astype(self.dtype))
         front = jnp.concatenate(prefix, axis=1) if prefix else jnp.zeros((1, 0, d), self.dtype)
+        if self.pre_norm:
+            norm = self._norm("norm_pre")
+            front, tokens = norm(front), norm(tokens)
         return TokenState.start(
-            jnp.broadcast_to(front, (b, *front.shape[1:])),
-            tokens + position[:, placed:],
-            keep_dropped,
+            jnp.broadcast_to(front, (b, *front.shape[1:])), tokens, keep_dropped
         )
+
+    def _norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
     def _block(self, layer: int) -> nn.Module:
         return (nn.remat(Block) if self.remat else Block)(
-            num_heads=self.num_heads,
-            mlp_hidden=self.mlp_hidden,
-            layer_norm_eps=self.layer_norm_eps,
-            drop_path=self.drop_path * layer / max(self.depth - 1, 1),
+            spec=self.block_spec,
             reducer=self.reducer,
-            dtype=self.dtype,
+            drop_path=self.drop_path * layer / max(self.depth - 1, 1),
             name=f"blocks_{layer}",
         )
 
-    def _heads(self, features: Array, state: TokenState, train: bool) -> Any:
-        def head(name: str, x: Array) -> Array:
-            return Dense(self.num_classes, dtype=self.dtype, name=name)(x).astype(jnp.float32)
+    def _pooling_query(self) -> PoolingQuery | None:
+        if self.pooling != "map":
+            return None
+        if self.is_initializing():  # the head's parameters come last
+            weights = jnp.zeros((self.width, self.num_heads))
+            return PoolingQuery(weights, self.layer_norm_eps)
+        params = self.variables["params"]
+        norm, pool = params["norm"], params["attn_pool"]
+        return PoolingQuery.of(norm, pool, self.num_heads, self.layer_norm_eps)
 
-        if not self.class_token:
-            # The mean over patches, not tokens: a token counts as often as it stands for one.
-            size = state.size if state.valid is None else state.size * state.valid
-            # A mask drawn in training may hide all of them.
-            share = size / jnp.maximum(size.sum(axis=-1, keepdims=True), 1)
-            patches = features[:, self.shape.prefix :]
-            return head("head", weighted_sum(share[..., None], patches)[:, 0])
-        logits = head("head", features[:, 0])
+    def _pooled(
+        self, features: Array, state: TokenState, context: BlockContext
+    ) -> tuple[Array, ...]:
+        """What each head reads [b, width]: one vector, or two of a distilled model."""
+        if self.distilled:
+            return features[:, 0], features[:, 1]
+        if self.pooling == "map":
+            pool = AttentionPool(
+                self.num_heads, self.mlp_hidden, self.activation, self.layer_norm_eps, self.dtype,
+                name="attn_pool",
+            )  # fmt: skip
+            return (pool(features, key_bias(self.reducer.key_weight(state, context))),)
+        parts = [features[:, 0]] if self.pooling.startswith("token") else []
+        if self.pooling.endswith("avg"):
+            parts.append(mean_patch(features, state))
+        pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return (self._norm("fc_norm")(pooled) if self.fc_norm else pooled,)
+
+    def _heads(self, pooled: tuple[Array, ...], train: bool) -> Any:
+        if self.num_classes:
+            pooled = tuple(
+                Dense(self.num_classes, use_bias=self.head_bias, dtype=self.dtype, name=name)(x)
+                for name, x in zip(("head", "head_dist"), pooled, strict=False)
+            )
+        answers = tuple(x.astype(jnp.float32) for x in pooled)
         if not self.distilled:
-            return logits
-        distilled = head("head_dist", features[:, 1])
-        return (logits, distilled) if train else (logits + distilled) / 2
+            return answers[0]
+        return answers if train else (answers[0] + answers[1]) / 2
 
 
 def parameter_count(params: Any) -> int:

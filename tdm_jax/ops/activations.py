@@ -1,4 +1,4 @@
-"""Activation functions."""
+"""Activation functions, by the names that timm and Hugging Face have for them."""
 
 import jax
 import jax.numpy as jnp
@@ -15,3 +15,25 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + lax.erf(y * 2**-0.5))).astype(x.dtype)
+
+
+@jax.checkpoint
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by its approximation with tanh (Hendrycks and Gimpel, arXiv 1606.08415), in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+@jax.checkpoint
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by its approximation with the sigmoid, `x sigmoid(1.702 x)` (OpenAI's CLIP)."""
+    y = x.astype(jnp.float32)
+    return (y * jax.nn.sigmoid(1.702 * y)).astype(x.dtype)
+
+
+@jax.checkpoint
+def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x sigmoid(x)`, in float32."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "silu": silu}

@@ -36,6 +36,7 @@ class ViTShape:
       num_heads: attention heads.
       prefix: class, distillation and register tokens.
       class_token: whether the first prefix token is a class token.
+      pooling_head: whether the head attends to the tokens with a query of its own.
     """
 
     grid: tuple[int, int]
@@ -44,6 +45,7 @@ class ViTShape:
     num_heads: int
     prefix: int = 1
     class_token: bool = True
+    pooling_head: bool = False
 
     @property
     def patches(self) -> int:
@@ -75,6 +77,14 @@ class Attention(Protocol):
         """The patch tokens' values."""
 
 
+@runtime_checkable
+class Pooling(Protocol):
+    """What the head of a model will look for."""
+
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b h n"]:
+        """Softmax over these tokens, before the final norm, of the pooling head's query."""
+
+
 class BlockContext(struct.PyTreeNode):
     """Where in the network a hook is called, and with what.
 
@@ -85,6 +95,8 @@ class BlockContext(struct.PyTreeNode):
       weights: the method's own learned weights, {} if it has none.
       key: randomness for this block; None where the caller gave none.
       attention: the block's own, for `after_attention`; None before.
+      update: what the block's MLP adds to each patch token, for `after_block`; None before.
+      pooling: the head's, where it attends to the tokens; None elsewhere.
     """
 
     layer: int = struct.field(pytree_node=False)
@@ -93,6 +105,8 @@ class BlockContext(struct.PyTreeNode):
     weights: Weights
     key: Any = None
     attention: Attention | None = None
+    update: Float[Array, "b n d"] | None = None
+    pooling: Pooling | None = None
 
 
 @struct.dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -44,6 +45,7 @@ class TokenState(struct.PyTreeNode):
         so that the gradient of a straight-through mask can pass.
       dropped_values: the value each dropped patch had when it was dropped; None unless asked for.
       carry: what a method hands from one block to the next.
+      moved: whether a token may stand elsewhere than the patch of the same number.
     """
 
     prefix: Float[Array, "b s d"]
@@ -54,6 +56,7 @@ class TokenState(struct.PyTreeNode):
     valid: Float[Array, "b n"] | None = None
     dropped_values: Float[Array, "b p d"] | None = None
     carry: dict[str, Any] = struct.field(default_factory=dict)
+    moved: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
     def start(
@@ -77,6 +80,19 @@ class TokenState(struct.PyTreeNode):
     def count(self) -> int:
         """Patch tokens now."""
         return self.tokens.shape[1]
+
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "#b n 2"]:
+        """Row and column of each token: the mean over the patches that it stands for.
+
+        A token that stands for none is at the centre of the image.
+        """
+        places = jnp.asarray(np.indices(grid).reshape(2, -1).T, jnp.float32)
+        if not self.moved:
+            return places[None]
+        share = one_hot(self.assign, self.count)  # [b, p, n]
+        total = share.sum(axis=1)[..., None]
+        summed = jnp.einsum("bpn,pc->bnc", share, places, precision=jax.lax.Precision.HIGHEST)
+        return jnp.where(total > 0, summed / jnp.maximum(total, 1.0), places.mean(axis=0))
 
     def sequence(self) -> Float[Array, "b t d"]:
         """Prefix and patch tokens as one sequence."""
@@ -121,6 +137,7 @@ class TokenState(struct.PyTreeNode):
             kind=kind,
             valid=valid,
             dropped_values=dropped_values,
+            moved=True,
         )
 
     def select(self, index: Int[Array, "b k"]) -> "TokenState":

@@ -11,7 +11,10 @@ import pytest
 from jax.test_util import check_grads
 
 from tdm_jax import create_model
-from tdm_jax.models.layers import Dense, LayerNorm, PatchEmbed, gelu, layer_norm, product
+from tdm_jax.models.layers import Dense, LayerNorm, PatchEmbed
+from tdm_jax.ops.activations import gelu
+from tdm_jax.ops.normalisation import layer_norm
+from tdm_jax.ops.products import product
 
 
 def draw(*shape, seed=0):

@@ -147,6 +147,7 @@ class AViT(Reducer):
             kind=jnp.zeros_like(index),
             valid=valid,
             carry=carry,
+            moved=slots < patches,
         )
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:

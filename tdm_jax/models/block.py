@@ -1,0 +1,76 @@
+"""A transformer block, composed from a description, with the reducer's hooks around its parts."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from tdm_jax.models.attention import Attention
+from tdm_jax.models.layers import LayerNorm, LayerScale, Mlp
+from tdm_jax.models.rotary import Rotary
+from tdm_jax.reduction import BlockContext, Reducer
+from tdm_jax.reduction.token_state import TokenState
+
+Dtype = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """What the families' blocks differ in; see `VisionTransformer` for what each field means."""
+
+    num_heads: int
+    mlp_hidden: int
+    layer_norm_eps: float
+    activation: str
+    gated_mlp: bool
+    mlp_norm: bool
+    layer_scale: bool
+    qkv_bias: str
+    rotary: Rotary | None
+    dtype: Dtype
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    spec: BlockSpec
+    reducer: Reducer
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, state: TokenState, context: BlockContext) -> TokenState:
+        spec, prefix = self.spec, state.prefix.shape[1]
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(spec.layer_norm_eps, spec.dtype, name=name)
+
+        def branch(y: Array, scale: str) -> Array:
+            if spec.layer_scale:
+                y = LayerScale(name=scale)(y)
+            # Drop path: the whole branch of an image at once.
+            drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
+            return drop(y, deterministic=not context.train)
+
+        state = self.reducer.before_block(state, context)
+        x = state.sequence()
+        rotation = None
+        if spec.rotary is not None:
+            grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
+            rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
+        attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
+        y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, context), rotation)
+        context = context.replace(attention=view)
+        state = self.reducer.after_attention(state.with_sequence(x + branch(y, "ls1")), context)
+        x = state.sequence()
+        mlp = Mlp(
+            hidden=spec.mlp_hidden,
+            activation=spec.activation,
+            gated=spec.gated_mlp,
+            norm_eps=spec.layer_norm_eps if spec.mlp_norm else None,
+            dtype=spec.dtype,
+            name="mlp",
+        )
+        y = branch(mlp(norm("norm2")(x)), "ls2")
+        context = context.replace(update=y[:, prefix:])
+        return self.reducer.after_block(state.with_sequence(x + y), context)
