@@ -20,7 +20,7 @@ from tdm_jax.reduction import Reducer
 Variables = dict[str, Any]
 
 
-def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | PathLike[str], *, ema: bool = False) -> Mapping[str, np.ndarray]:
     """The arrays of a checkpoint, by the names and in the layout that it has itself.
 
     Args:

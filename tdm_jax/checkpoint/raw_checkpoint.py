@@ -4,28 +4,30 @@ Nothing is renamed here; `names` knows what the names mean.
 """
 
 import dataclasses
-import json
 import re
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (gives NumPy, and so safetensors, the type bfloat16)
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
 
 from tdm_jax.checkpoint.descriptions import from_hugging_face, from_ours, from_timm
 from tdm_jax.checkpoint.export import METADATA, to_state_dict
+from tdm_jax.checkpoint.lazy_arrays import LazyArrays, read_npz, read_safetensors, read_shards
 from tdm_jax.checkpoint.saved_model import is_saved_model, load_model
 from tdm_jax.checkpoint.torch_file import read_torch_file
 from tdm_jax.checkpoint.workdir import is_workdir, load_workdir
 from tdm_jax.errors import InputError
-from tdm_jax.files import is_remote, parse_json, reach, read_json
+from tdm_jax.files import parse_json, reach, read_json
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"  # of weights in several files
+_WEIGHTS = tuple(
+    name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", _INDEX)
+)
 # Where training programs put the weights, and their moving average, beside everything else.
-_PLAIN, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
+_PLAIN, _EMA = ("model", "state_dict", "teacher"), ("model_ema", "state_dict_ema")
+_BACKBONE = "backbone."  # of DINO's teacher, which has a head of its own beside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +36,13 @@ class RawCheckpoint:
 
     Attributes:
       path: for messages.
-      arrays: by the names in the file.
+      arrays: by the names in the file; those in a file on a disk are mapped when asked for.
       description: what stands beside them of the model, as `create_model` takes it: its size in
         pixels, heads, epsilon, classes, reducer, preprocessing; as much of it as is known.
     """
 
     path: str
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -48,8 +50,9 @@ def read_raw_checkpoint(path: str | PathLike[str], *, ema: bool = False) -> RawC
     """Reads a checkpoint of any kind.
 
     Args:
-      path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a folder of Hugging Face, timm or
-        `save_model`, or a training's working directory; each on a disk or in a store (gs://...).
+      path: a PyTorch file (.pth, .pt, .bin), a .safetensors or .npz file, a folder of Hugging Face,
+        timm or `save_model`, or a training's working directory; each on a disk or in a store
+        (gs://...).
       ema: take the moving average of the weights that a training keeps.
 
     Raises:
@@ -66,6 +69,8 @@ def read_raw_checkpoint(path: str | PathLike[str], *, ema: bool = False) -> RawC
         checkpoint = _from_folder(path)
     elif path.suffix == ".safetensors":
         checkpoint = _from_safetensors(path)
+    elif path.suffix == ".npz":
+        checkpoint = RawCheckpoint(str(path), read_npz(path))
     else:
         return RawCheckpoint(str(path), _state_dict(path, read_torch_file(path), ema=ema))
     if ema:
@@ -91,7 +96,8 @@ def _state_dict(path: epath.Path, content: Any, *, ema: bool = False) -> dict[st
             f"{path}: expected named tensors, or {' or '.join(_PLAIN)} with them; got "
             f"{_some(content)}"
         )
-    return content
+    of_backbone = [name for name in content if name.startswith(_BACKBONE)]
+    return {name.removeprefix(_BACKBONE): content[name] for name in of_backbone or content}
 
 
 def _some(names: Any, most: int = 8) -> str:
@@ -100,16 +106,7 @@ def _some(names: Any, most: int = 8) -> str:
 
 
 def _from_safetensors(path: epath.Path) -> RawCheckpoint:
-    try:
-        # What is on a disk is mapped rather than read at once.
-        arrays = (
-            safetensors.load(path.read_bytes()) if is_remote(path) else safetensors.load_file(path)
-        )
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a readable .safetensors (truncated?): {error}") from error
-    metadata = header.get("__metadata__", {})
+    arrays, metadata = read_safetensors(path)
     if METADATA not in metadata:
         return RawCheckpoint(str(path), arrays)
     return RawCheckpoint(str(path), arrays, from_ours(path, parse_json(path, metadata[METADATA])))
@@ -135,10 +132,7 @@ def _from_folder(path: epath.Path) -> RawCheckpoint:
             f"{_some(child.name for child in path.iterdir()) or 'nothing'}"
         )
     config = read_json(path / "config.json")
-    if files[0].suffix == ".safetensors":
-        arrays = _from_safetensors(files[0]).arrays
-    else:
-        arrays = _state_dict(path, read_torch_file(files[0]))
+    arrays = _read(files[0]) if files[0].suffix != ".json" else read_shards(files[0], _read)
     if "pretrained_cfg" in config:
         return RawCheckpoint(str(path), arrays, from_timm(path, config))
     processor = path / "preprocessor_config.json"
@@ -148,7 +142,13 @@ def _from_folder(path: epath.Path) -> RawCheckpoint:
     return RawCheckpoint(str(path), arrays, from_hugging_face(path, config, processing))
 
 
-def _with_zero_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _read(path: epath.Path) -> Mapping[str, np.ndarray]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    return _state_dict(path, read_torch_file(path))
+
+
+def _with_zero_biases(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     # qkv_bias=False: there are none in the file, which is the same as zeros.
     pattern = re.compile(r"attention\.(attention\.(query|key|value)|[qkv]_proj)\.weight$")
     zeros = {
@@ -156,4 +156,4 @@ def _with_zero_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, array in arrays.items()
         if pattern.search(name)
     }
-    return {**zeros, **arrays}
+    return LazyArrays({**zeros, **arrays})

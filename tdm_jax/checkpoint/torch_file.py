@@ -12,13 +12,14 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
+from tdm_jax.checkpoint.lazy_arrays import stored_entry
 from tdm_jax.errors import InputError, summary
 from tdm_jax.files import is_remote
 
@@ -144,7 +145,8 @@ def _native(values: np.ndarray, byteorder: str) -> np.ndarray:
     return values.view(f"u{values.itemsize}").byteswap().view(values.dtype)
 
 
-def _read_zip(file: io.BufferedIOBase) -> Any:
+def _read_zip(file: io.BufferedIOBase, path: str | None) -> Any:
+    """Maps what lies at `path`, uncompressed as torch writes it, and reads anything else."""
     with zipfile.ZipFile(file) as archive:
         roots = [n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -167,7 +169,13 @@ def _read_zip(file: io.BufferedIOBase) -> Any:
                         f"storage {key} has {entry.file_size} bytes, expected "
                         f"{count * dtype.itemsize} ({count} of {dtype})"
                     )
-                loaded[key] = _native(np.frombuffer(archive.read(entry), dtype), byteorder)
+                stored = None if path is None else stored_entry(path, archive, entry)
+                values = (
+                    np.frombuffer(archive.read(entry), dtype)
+                    if stored is None
+                    else stored._replace(dtype=dtype, shape=(count,)).map()
+                )
+                loaded[key] = _native(values, byteorder)
             return loaded[key]
 
         with archive.open(f"{root}data.pkl") as data:
@@ -222,7 +230,7 @@ def read_torch_file(path: str | PathLike[str]) -> Any:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":
-                return _read_zip(file)
+                return _read_zip(file, fspath(path) if remote is None else None)
             if start[:1] != b"\x80":
                 raise _Malformed(f"it starts with {start!r}, neither a zip archive nor a pickle")
             return _read_legacy(file)

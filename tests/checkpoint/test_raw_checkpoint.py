@@ -12,6 +12,7 @@ from tdm_jax.checkpoint import read_state_dict
 from tdm_jax.checkpoint.export import METADATA
 from tdm_jax.checkpoint.raw_checkpoint import read_raw_checkpoint
 from tdm_jax.errors import InputError
+from tests.checkpoint.torch_writer import write_state_dict
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FILES = GOLDENS / "torch_files"
@@ -53,6 +54,39 @@ def test_hugging_face_folder_with_pickle(tmp_path):
     checkpoint = read_raw_checkpoint(tmp_path)
     assert checkpoint.description["num_heads"] == 3
     assert set(checkpoint.arrays) == {"a", "b", "scalar", "empty"}
+
+
+def test_sharded_folders(tmp_path):
+    (tmp_path / "config.json").write_text((GOLDENS / "hf_vit" / "config.json").read_text())
+    (tmp_path / "part.bin").write_bytes((FILES / "zip.pth").read_bytes())
+    index = {"weight_map": {"a": "part.bin", "b": "part.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    checkpoint = read_raw_checkpoint(tmp_path)
+    assert set(checkpoint.arrays) == {"a", "b"}
+    assert checkpoint.description["num_heads"] == 3
+    save_file({"c": np.ones(2)}, tmp_path / "part.safetensors")
+    index = {"weight_map": {"c": "part.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(read_raw_checkpoint(tmp_path).arrays) == {"c"}  # preferred to a pickle
+
+
+def test_npz(tmp_path):
+    arrays = {"cls": np.ones((1, 1, 4), np.float32), "params/bf": np.ones(2, ml_dtypes.bfloat16)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    got = read_state_dict(tmp_path / "x.npz")
+    assert {name: array.dtype for name, array in got.items()} == {
+        name: array.dtype for name, array in arrays.items()
+    }
+    with pytest.raises(InputError, match="no moving average here"):
+        read_raw_checkpoint(tmp_path / "x.npz", ema=True)
+
+
+def test_teacher_of_a_training_of_dino(tmp_path):
+    """Its backbone, without the head beside it."""
+    arrays = {"backbone.a": np.ones(2), "dino_head.b": np.ones(3)}
+    path = write_state_dict(tmp_path / "dino.pth", arrays, under="teacher")
+    got = read_state_dict(path)
+    assert {name: array.shape for name, array in got.items()} == {"a": (2,)}
 
 
 @pytest.mark.parametrize("size", [0, 4, 20, 2000])

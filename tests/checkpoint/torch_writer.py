@@ -56,12 +56,12 @@ def write_tensor(pickler, offset, size, stride, count=4, kind="FloatStorage", ke
     pickler.write(pickle.TUPLE + pickle.REDUCE)
 
 
-def write_state_dict(path, arrays):
-    """A .pth file as facebook's: named float32 tensors under "model"."""
+def write_state_dict(path, arrays, under="model"):
+    """A .pth file as facebook's: named float32 tensors under "model", or another key."""
 
     def build(pickler):
         pickler.write(pickle.EMPTY_DICT)
-        pickler.save("model")
+        pickler.save(under)
         pickler.write(pickle.EMPTY_DICT)
         for i, (name, array) in enumerate(arrays.items()):
             strides = tuple(stride // array.itemsize for stride in array.strides)
