@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tdm_jax.errors import InputError
-
 
 def _linear(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0)
@@ -63,12 +61,7 @@ def resample_positions(
       interpolation: "bicubic_antialias" (timm), "bicubic" (Hugging Face), "bicubic_offset"
         (DINOv2's own program: the scale is that of a side 0.1 longer), "bilinear_antialias"
         (SigLIP 2 of any resolution) or "bilinear" (an .npz in timm).
-
-    Raises:
-      InputError: there is no such interpolation.
     """
-    if interpolation not in _RULES:
-        raise InputError(f"expected interpolation {', '.join(_RULES)}; got {interpolation!r}")
     if old == new:
         return positions
     rule, width = _RULES[interpolation], positions.shape[-1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tdm_jax.checkpoint.positions import resample_positions
-from tdm_jax.errors import InputError
+from tdm_jax.models.vit import INTERPOLATIONS
 
 TABLE = np.array([[3, -1, 4, 1], [-5, 9, 2, -6], [5, 3, -5, 8]], np.float32)
 # TABLE at 2 x 6, fewer rows and more columns, by torch 2.13's interpolate in float64.
@@ -47,6 +47,5 @@ def test_the_same_grid_changes_nothing_and_a_constant_stays(interpolation):
     np.testing.assert_allclose(got, np.ones((1, 15, 2)), atol=1e-6)
 
 
-def test_unknown():
-    with pytest.raises(InputError, match="expected interpolation bicubic_antialias.*got 'nearest'"):
-        resample_positions(_positions(0), 0, (3, 4), (2, 2), "nearest")
+def test_every_interpolation_of_the_models():
+    assert set(EXPECTED) == set(INTERPOLATIONS)
