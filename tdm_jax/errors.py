@@ -13,15 +13,17 @@ def summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def unknown(kind: str, got: object, known: Iterable[str]) -> InputError:
+def unknown(kind: str, got: object, known: Iterable[str], where: str = "") -> InputError:
     """The error for a name that is not in a table, with its nearest neighbours first.
 
     Args:
       kind: what the name stands for, as it should read in the message ("reducer", "model").
       got: the name that was given.
       known: the names that would have been accepted.
+      where: what lists them, where they are too many for a line.
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(got), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
-    return InputError(f"unknown {kind} {got!r}; {hint}expected one of: {', '.join(names)}")
+    listed = f" {where}" if where else f": {', '.join(names)}"
+    return InputError(f"unknown {kind} {got!r}; {hint}expected one of{listed}")

@@ -13,3 +13,8 @@ def test_the_nearest_names_come_first():
 
 def test_nothing_near():
     assert str(unknown("model", 7, ["vit"])) == "unknown model 7; expected one of: vit"
+
+
+def test_too_many_for_a_line():
+    error = unknown("model", "vit", ["vit_a", "vit_b"], "list_models()")
+    assert str(error).endswith("? expected one of list_models()")

@@ -1,4 +1,4 @@
-"""The DeiT family by name, and how a name, a reducer and settings become a model."""
+"""The models by name, and how a name, a reducer and settings become one."""
 
 import dataclasses
 import fnmatch
@@ -7,43 +7,14 @@ from typing import Any
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import Preprocessing
+from tdm_jax.models.published import PUBLISHED
+from tdm_jax.models.rotary import Rotary
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, make_reducer
 from tdm_jax.reduction.registry import setting_names
 
-_SIZES = {
-    "tiny": {"width": 192, "num_heads": 3},
-    "small": {"width": 384, "num_heads": 6},
-    "base": {"width": 768, "num_heads": 12},
-}
-
-
-def deit_preprocessing(pixels: int) -> Preprocessing:
-    """What DeiT's published accuracies were measured with; at 384 pixels nothing is cut off."""
-    return Preprocessing(crop_pct=0.875 if pixels < 384 else 1.0)
-
-
-def _variant(size: str, pixels: int, distilled: bool = False) -> dict[str, Any]:
-    return {
-        "image_size": (pixels, pixels),
-        "patch_size": 16,
-        "depth": 12,
-        "num_classes": 1000,
-        "distilled": distilled,
-        "preprocessing": deit_preprocessing(pixels),
-        **_SIZES[size],
-    }
-
-
 MODELS: dict[str, dict[str, Any]] = {
-    "deit_tiny_patch16_224": _variant("tiny", 224),
-    "deit_small_patch16_224": _variant("small", 224),
-    "deit_base_patch16_224": _variant("base", 224),
-    "deit_base_patch16_384": _variant("base", 384),
-    "deit_tiny_distilled_patch16_224": _variant("tiny", 224, distilled=True),
-    "deit_small_distilled_patch16_224": _variant("small", 224, distilled=True),
-    "deit_base_distilled_patch16_224": _variant("base", 224, distilled=True),
-    "deit_base_distilled_patch16_384": _variant("base", 384, distilled=True),
+    **PUBLISHED,
     # No preset: every size comes from the settings.
     "vit": {},
 }
@@ -59,10 +30,18 @@ def list_models(pattern: str | None = None) -> list[str]:
     """The names that `create_model` takes, in order.
 
     Args:
-      pattern: with the wildcards of a shell ("deit*"), in any case; None for all.
+      pattern: with the wildcards of a shell ("*dinov2*"), in any case; None for all. With a dot it
+        finds names with a tag ("vit_base_patch16_224.*"), else names without.
     """
-    matches = fnmatch.filter(MODELS, "*" if pattern is None else pattern.lower())
-    return sorted(matches)
+    pattern = "*" if pattern is None else pattern.lower()
+    matches = fnmatch.filter(MODELS, pattern)
+    return sorted(name for name in matches if ("." in name) == ("." in pattern))
+
+
+def deit_preprocessing(pixels: int) -> Preprocessing:
+    """What DeiT's published accuracies were measured with; at 384 pixels nothing is cut off."""
+    published = "deit_base_patch16_224" if pixels < 384 else "deit_base_patch16_384"
+    return MODELS[published]["preprocessing"]
 
 
 def create_model(
@@ -74,20 +53,26 @@ def create_model(
     """Builds a model by name.
 
     Args:
-      name: one of `list_models()`; "vit" has no preset.
+      name: one of `list_models()`, timm's, with or without a tag: a tag chooses its weights'
+        outputs and preprocessing. Without one, `num_classes` is 1000 for a classifier, the
+        projection's width for CLIP and 0 (the pooled feature) for DINO and SigLIP. "vit" has no
+        preset.
       reducer: a method's name, an object from `make_reducer`, or what `describe_reducer` says of
         one, which the settings change.
       keep_rate: share of the tokens that leaves a stage. A rate of 1 is the model without
         reduction.
-      **settings: fields of `VisionTransformer`, where `image_size` may be one number and
-        `preprocessing` what `Preprocessing.describe` says; and, unless the reducer is an object,
-        settings of the method (`layers`, `preset`, `r`, ...). None stands for each one's default.
+      **settings: fields of `VisionTransformer`, where `image_size` may be one number, and
+        `preprocessing` and `rotary` what their `describe` says; and, unless the reducer is an
+        object, settings of the method (`layers`, `preset`, `r`, ...). None stands for each one's
+        default.
 
     Raises:
       InputError: a name is unknown, a size missing, or the values do not fit together.
     """
     if name not in MODELS:
-        raise unknown("model", name, MODELS)
+        tagged = [known for known in MODELS if known.startswith(f"{name.partition('.')[0]}.")]
+        where = "" if tagged else "tdm_jax.list_models()"
+        raise unknown("model", name, tagged or list_models(), where)
     known = {*_FIELDS, *_settings_of(reducer)}
     for key in settings:
         if key not in known:
@@ -104,14 +89,15 @@ def create_model(
         raise InputError(f"model {name!r} needs a value for: {', '.join(missing)}")
     size = fields["image_size"]
     fields["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    for key, kind in (("preprocessing", Preprocessing), ("rotary", Rotary)):
+        if isinstance(fields.get(key), Mapping):
+            fields[key] = kind.from_description(fields[key])
     fields["preprocessing"] = _preprocessing(fields, published="preprocessing" not in overrides)
     return VisionTransformer(**fields, reducer=_reducer(reducer, keep_rate, chosen))
 
 
 def _preprocessing(fields: Mapping[str, Any], *, published: bool) -> Preprocessing | None:
     prepared = fields.get("preprocessing")
-    if isinstance(prepared, Mapping):
-        prepared = Preprocessing.from_description(prepared)
     channels = fields.get("in_channels", 3)
     if prepared is None or len(prepared.mean) == channels:
         return prepared

@@ -11,6 +11,7 @@ import tdm_jax
 from tdm_jax import Preprocessing, create_model, list_models, list_reducers, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.registry import MODELS
+from tdm_jax.models.rotary import Rotary
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, describe_reducer
 from tdm_jax.reduction.registry import setting_names
@@ -31,12 +32,41 @@ def test_every_public_name_is_there():
 
 
 def test_lists():
-    assert list_models() == sorted(MODELS)
+    assert list_models() == sorted(name for name in MODELS if "." not in name)
+    assert list_models("deit_*.*") == [f"{name}.fb_in1k" for name in list_models("deit_*")]
     assert list_models("DeiT_small*") == [
         "deit_small_distilled_patch16_224", "deit_small_patch16_224"
     ]  # fmt: skip
     assert list_models("resnet*") == []
     assert {"none", "tdm", "evit+tdm", "tome"} <= set(list_reducers())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_small_patch14_dinov1", r"'vit_small_patch14_dinov2'.*expected one of tdm_jax.list_m"),
+        ("vit_huge_patch14_224.mea", "huge_patch14_224.mae'.*: vit_huge_patch14_224.mae, vit_huge"),
+        ("vit_so400m_patch14_siglip_384", "did you mean.*'vit_so400m_patch14_siglip_378'"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(InputError, match=message) as error:
+        create_model(name)
+    assert len(str(error.value)) < 300
+
+
+def test_settings_over_a_published_name():
+    model = create_model("vit_small_patch14_reg4_dinov2", image_size=(168, 224), num_classes=10)
+    assert (model.shape.grid, model.num_classes, model.layer_scale) == ((12, 16), 10, True)
+
+
+def test_rotary_from_its_description():
+    sizes = {**SIZES, "num_heads": 2, "positions": "none"}
+    rotary = Rotary(50.0, interleaved=True)
+    model = create_model("vit", **sizes, rotary=rotary.describe())
+    assert model == create_model("vit", **sizes, rotary=rotary)
+    with pytest.raises(InputError, match="rotary"):
+        create_model("vit", **sizes, rotary={"base": 100.0})
 
 
 @pytest.mark.parametrize("name", list_reducers())
