@@ -1,105 +1,114 @@
-"""One table of parameter names: ours, timm's (and facebook's), Hugging Face's two; used both ways.
+"""From a file's names to our parameters and back, by the tables of `name_tables`.
 
-Our names are timm's as a tree (`blocks.3.attn.qkv` is `blocks_3/attn/qkv`). PyTorch stores a linear
-map as [out, in] and a convolution as [out, in, height, width]; flax stores [in, out] and [height,
-width, in, out]. Hugging Face keeps query, key and value apart; timm stacks them, in this order.
+PyTorch stores a linear map as [out, in] and a convolution as [out, in, height, width]; flax stores
+[in, out] and [height, width, in, out]. Where one program keeps apart what another stacks (query,
+key and value; a gate and what it multiplies; all blocks) a mapping has pieces.
 """
 
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
 
+from tdm_jax.checkpoint.foreign import ignored
+from tdm_jax.checkpoint.layouts import SAME, Layout, Layouts, Shape, Sizes
+from tdm_jax.checkpoint.name_tables import ANCHORS, TABLES, TREE, At, Scheme
 from tdm_jax.errors import InputError
 
-Scheme = Literal["timm", "hf_file", "hf_memory"]
-Kind = Literal["array", "norm", "dense", "conv"]
-
-
-class _Row(NamedTuple):
-    kind: Kind
-    path: str
-    hf_file: tuple[str, ...]
-    hf_memory: tuple[str, ...] | None = None  # None: as in the file
-
-
-# {i} is the block, {p} what stands before every name ("vit.", "deit." or nothing).
-_EMBEDDINGS = "{p}embeddings."
-_FILE = "{p}encoder.layer.{i}."  # what transformers writes to disk, in every version
-_MEMORY = "{p}layers.{i}."  # what a model of transformers 5 or later has as its state dict
-_TABLE = (
-    _Row("array", "cls_token", (_EMBEDDINGS + "cls_token",)),
-    _Row("array", "dist_token", (_EMBEDDINGS + "distillation_token",)),
-    _Row("array", "reg_token", (_EMBEDDINGS + "register_tokens",)),
-    _Row("array", "pos_embed", (_EMBEDDINGS + "position_embeddings",)),
-    _Row("conv", "patch_embed/proj", (_EMBEDDINGS + "patch_embeddings.projection",)),
-    _Row("norm", "blocks_{i}/norm1", (_FILE + "layernorm_before",),
-         (_MEMORY + "layernorm_before",)),
-    _Row(
-        "dense",
-        "blocks_{i}/attn/qkv",
-        tuple(_FILE + f"attention.attention.{part}" for part in ("query", "key", "value")),
-        tuple(_MEMORY + f"attention.{part}_proj" for part in "qkv"),
-    ),
-    _Row("dense", "blocks_{i}/attn/proj", (_FILE + "attention.output.dense",),
-         (_MEMORY + "attention.o_proj",)),
-    _Row("norm", "blocks_{i}/norm2", (_FILE + "layernorm_after",), (_MEMORY + "layernorm_after",)),
-    _Row("dense", "blocks_{i}/mlp/fc1", (_FILE + "intermediate.dense",), (_MEMORY + "mlp.fc1",)),
-    _Row("dense", "blocks_{i}/mlp/fc2", (_FILE + "output.dense",), (_MEMORY + "mlp.fc2",)),
-    _Row("norm", "norm", ("{p}layernorm",)),
-    _Row("dense", "head", ("{head}",)),
-    _Row("dense", "head_dist", ("distillation_classifier",)),
-)  # fmt: skip
-# Flax's name -> PyTorch's, for the parameters of each kind of module; "" is the module itself.
-_LEAVES: dict[Kind, dict[str, str]] = {
-    "array": {"": ""},
-    "norm": {"/scale": ".weight", "/bias": ".bias"},
-    "dense": {"/kernel": ".weight", "/bias": ".bias"},
-    "conv": {"/kernel": ".weight", "/bias": ".bias"},
-}
-_ANCHOR = {"timm": "patch_embed.proj.weight", "hf": "embeddings.patch_embeddings.projection.weight"}
+Arrays = Mapping[str, np.ndarray]
 
 REDUCER = "reducer/"  # the weights of a learned reducer; other programs know no such thing
+_QKV_BIAS = "blocks_{i}/attn/qkv/bias"
+_COLOURS = 3  # of the images whose patches a file has in one flat axis
 
-# A classifier computes the same without these.
-UNUSED = ("pooler.", "mask_token")
-# Parts of related models that this one does not have; without them it would compute something else.
-FOREIGN = {
-    "pre_logits": "a layer between the final norm and the head (ImageNet-21k models)",
-    "fc_norm": "a norm after averaging the patch tokens (global average pooling)",
-    "norm_pre": "a norm before the first block (CLIP)",
-    **dict.fromkeys(("ls1", "gamma_1", "layer_scale"), "layer scale (DeiT III, CaiT, DINOv2)"),
-    "q_norm": "normalised queries and keys",
-    **dict.fromkeys(("rel_pos", "relative_position"), "relative positions (BEiT)"),
-}
+
+class Piece(NamedTuple):
+    """An array of a foreign file, or a part of it, that holds a parameter of ours or a part of it.
+
+    Attributes:
+      source: its name.
+      layout: of this part.
+      sizes: of the axes that the layout joins.
+      rows: (first, end, all): which share of the first axis; None for everything.
+      block: (number, depth): which entry of a first axis over the blocks; None without one.
+    """
+
+    source: str
+    layout: Layout
+    sizes: Sizes
+    rows: tuple[int, int, int] | None = None
+    block: tuple[int, int] | None = None
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape of the whole array if ours is this one."""
+        theirs = self.layout.their_shape(shape, self.sizes)
+        if self.rows is not None:
+            first, end, of = self.rows
+            theirs = (theirs[0] * of // (end - first), *theirs[1:])
+        return theirs if self.block is None else (self.block[1], *theirs)
+
+    def our_shape(self, shape: Shape) -> Shape | None:
+        """Our shape if the whole array has this one; None if it has another rank."""
+        if self.block is not None:
+            shape = shape[1:]
+        if self.rows is not None and shape:
+            first, end, of = self.rows
+            shape = (shape[0] * (end - first) // of, *shape[1:])
+        return self.layout.our_shape(shape, self.sizes)
+
+    def read(self, array: np.ndarray) -> np.ndarray:
+        """Our part out of the whole array."""
+        if self.block is not None:
+            array = array[self.block[0]]
+        if self.rows is not None:
+            first, end, of = self.rows
+            row = array.shape[0] // of
+            array = array[first * row : end * row]
+        return self.layout.read(array, self.sizes)
 
 
 class ParamMapping(NamedTuple):
-    """One of our parameters, and the arrays of a foreign file that hold it, in stacking order."""
+    """One of our parameters, and where a foreign file has it, in stacking order."""
 
     path: str
-    sources: tuple[str, ...]
-    axes: tuple[int, ...] | None  # transposition from PyTorch to flax
+    pieces: tuple[Piece, ...]
 
-    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    @classmethod
+    def same(cls, path: str) -> "ParamMapping":
+        """Of a parameter that has our name and layout in the file."""
+        return cls(path, (Piece(path, SAME, {}),))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names in the file."""
+        return tuple(piece.source for piece in self.pieces)
+
+    def shapes(self, shape: Shape) -> list[Shape]:
         """The shape that each of `sources` has if our parameter has this one."""
-        if self.axes is not None:
-            shape = tuple(shape[axis] for axis in np.argsort(self.axes))
-        return [(shape[0] // len(self.sources), *shape[1:])] * len(self.sources)
+        if len(self.pieces) > 1:
+            shape = (*shape[:-1], shape[-1] // len(self.pieces))
+        return [piece.shape(shape) for piece in self.pieces]
 
-    def to_flax(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Joins and transposes the arrays of `sources`."""
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
-        return array if self.axes is None else array.transpose(self.axes)
+    def our_shape(self, arrays: Arrays) -> Shape | None:
+        """The shape that our parameter has by the file's; None if that has another rank."""
+        shape = self.pieces[0].our_shape(arrays[self.pieces[0].source].shape)
+        return shape and (*shape[:-1], shape[-1] * len(self.pieces))
 
-    def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
-        """The exact inverse: one array for each of `sources`."""
-        if self.axes is not None:
-            array = array.transpose(np.argsort(self.axes))
-        parts = [array] if len(self.sources) == 1 else np.split(array, len(self.sources), axis=0)
-        return [np.ascontiguousarray(part) for part in parts]
+    def read(self, arrays: Arrays) -> np.ndarray:
+        """Our parameter in float32, in memory of its own."""
+        parts = [piece.read(arrays[piece.source]) for piece in self.pieces]
+        if len(parts) == 1:
+            return np.array(parts[0], np.float32, order="C")
+        return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+    def write(self, array: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
+        """The exact inverse: what each piece holds."""
+        parts = np.split(array, len(self.pieces), axis=-1) if len(self.pieces) > 1 else [array]
+        for piece, part in zip(self.pieces, parts, strict=True):
+            yield piece, piece.layout.write(part, piece.sizes)
 
 
 class Naming(NamedTuple):
@@ -108,91 +117,154 @@ class Naming(NamedTuple):
     Attributes:
       scheme: whose names.
       prefix: what stands before each of them ("vit.", "module.", usually nothing).
-      head: Hugging Face's name of the classifier.
+      forms: habits of the file, from the scheme's table.
+      qkv_bias: which of query, key and value have a bias, where each stands alone.
+      chunk: blocks in one of facebook's chunks (`blocks.0.3.`); 0 without chunks.
+      sizes: of axes that the file joins or splits: "heads", or "row" and "column" of a patch.
     """
 
     scheme: Scheme
     prefix: str = ""
-    head: str = "classifier"
+    forms: frozenset[str] = frozenset()
+    qkv_bias: str = "qkv"
+    chunk: int = 0
+    sizes: Mapping[str, int] = {}
 
-    def depth(self, names: Collection[str]) -> int:
-        """The number of blocks that the names speak of."""
-        block = {"timm": "blocks.", "hf_file": "encoder.layer.", "hf_memory": "layers."}
-        pattern = re.compile(re.escape(self.prefix + block[self.scheme]) + r"(\d+)\.")
-        return len({match[1] for match in map(pattern.match, names) if match})
+    def depth(self, arrays: Arrays) -> int:
+        """The number of blocks that the file has."""
+        begin = self._table()["{b}"].names[0]
+        if "{i}" not in begin:
+            stacked = (name for name in arrays if name.startswith(begin.format(p=self.prefix)))
+            return next((arrays[name].shape[0] for name in stacked if arrays[name].shape), 0)
+        chunk = r"\d+\." if self.chunk else ""
+        number = re.escape(begin).replace(r"\{i\}", chunk + r"(\d+)")
+        block = re.compile(number.replace(r"\{p\}", re.escape(self.prefix)))
+        return len({match[1] for match in map(block.match, arrays) if match})
 
     def mappings(self, depth: int) -> dict[str, ParamMapping]:
         """Every parameter that a model of this depth may have, by its path in our tree."""
-        blocks = ((row, range(depth) if "{i}" in row.path else [0]) for row in _TABLE)
-        leaves = (leaf for row, numbers in blocks for i in numbers for leaf in self._leaves(row, i))
-        return {leaf.path: leaf for leaf in leaves}
+        table = self._table()
+        begin = table.pop("{b}").names[0]
+        stacked = "{i}" not in begin
+        found = {}
+        for path, at in table.items():
+            blocks = "{i}" in path
+            for leaf, layout in _layouts(path, at).items():
+                # A single parameter that has an entry of its own is not where its module is.
+                if leaf and f"{path}/{leaf}" in table:
+                    continue
+                for i in range(depth if blocks else 1):
+                    number = f"{i // self.chunk}.{i}" if self.chunk else i
+                    place = {"p": self.prefix, "b": begin.format(p=self.prefix, i=number)}
+                    block = (i, depth) if blocks and stacked else None
+                    mapping = ParamMapping(
+                        (f"{path}/{leaf}" if leaf else path).format(i=i),
+                        tuple(
+                            Piece(name.format(**place), layout, self.sizes, at.rows, block)
+                            for name in self._names(path, at, leaf)
+                        ),
+                    )
+                    found[mapping.path] = mapping
+        return found
 
-    def _leaves(self, row: _Row, i: int) -> list[ParamMapping]:
-        if self.scheme == "timm":
-            modules = ("{p}" + row.path.replace("blocks_", "blocks.").replace("/", "."),)
-        elif self.scheme == "hf_memory" and row.hf_memory is not None:
-            modules = row.hf_memory
-        else:
-            modules = row.hf_file
-        modules = [name.format(p=self.prefix, i=i, head=self.head) for name in modules]
-        axes = {"dense": (1, 0), "conv": (2, 3, 1, 0)}
-        return [
-            ParamMapping(
-                path=row.path.format(i=i) + leaf,
-                sources=tuple(name + torch_leaf for name in modules),
-                axes=axes[row.kind] if leaf == "/kernel" else None,
-            )
-            for leaf, torch_leaf in _LEAVES[row.kind].items()
-        ]
+    def _table(self) -> dict[str, At]:
+        table: dict[str, At] = {}
+        for form, entries in TABLES[self.scheme].items():
+            table |= entries if not form or form in self.forms else {}
+        return table
+
+    def _names(self, path: str, at: At, leaf: str) -> list[str]:
+        names = list(at.names)
+        if len(names) == len("qkv") and _QKV_BIAS in (path, f"{path}/{leaf}"):
+            names = [n for n, part in zip(names, "qkv", strict=True) if part in self.qkv_bias]
+        if not leaf:
+            return names
+        if self.scheme == "flax":
+            return [f"{name}/{leaf}" for name in names]
+        leaf = "bias" if leaf == "bias" else "weight"
+        return [name.replace("*", leaf) if "*" in name else f"{name}.{leaf}" for name in names]
 
 
-def detect(names: Collection[str]) -> Naming:
-    """Finds out whose names a checkpoint has.
+def _layouts(path: str, at: At) -> Layouts:
+    if at.layouts is not None or path in TREE:
+        return at.layouts or TREE[path]
+    module, _, leaf = path.rpartition("/")
+    return {"": TREE[module][leaf]}
+
+
+def detect(arrays: Arrays) -> Naming:
+    """Finds out whose names a checkpoint has, and in which of their forms.
 
     Raises:
       InputError: there is no patch embedding by any known name, or more than one.
     """
-    families = [
-        (family, name.removesuffix(anchor))
-        for name in names
-        for family, anchor in _ANCHOR.items()
-        if name.endswith(anchor)
+    anchors = [
+        (name, anchor)
+        for name in arrays
+        for anchor in ANCHORS
+        if name.endswith(anchor) and name.removesuffix(anchor)[-1:] in ("", ".", "/")
     ]
-    if len(families) != 1:
+    if len(anchors) != 1:
         raise InputError(
-            "not one vision transformer with names of timm, facebook or Hugging Face: expected one "
-            f"{' or '.join(_ANCHOR.values())}; got {len(families)} among {len(names)} names"
-            f" ({ranges(names, most=6)})"
+            "not one vision transformer with names of timm, facebook, Hugging Face, OpenCLIP or "
+            f"big_vision: expected one {' or '.join(ANCHORS)}; got {len(anchors)} among "
+            f"{len(arrays)} names ({ranges(arrays, most=6)})"
         )
-    family, prefix = families[0]
-    if family == "timm":
-        return Naming("timm", prefix)
-    in_memory = any(name.startswith(f"{prefix}layers.") for name in names)
-    distilled = any(name.startswith("cls_classifier.") for name in names)
-    return Naming(
-        "hf_memory" if in_memory else "hf_file",
-        prefix,
-        "cls_classifier" if distilled else "classifier",
-    )
+    ((name, anchor),) = anchors
+    scheme, prefix = ANCHORS[anchor], name.removesuffix(anchor)
+    names = [name for name in arrays if not ignored(name)]
+    forms = {form for form in TABLES[scheme] if form and any(form in name for name in names)}
+    sizes: dict[str, int] = {}
+    if scheme == "hf_clip" and arrays[name].ndim == 2:
+        forms.add("naflex")
+        sizes = dict.fromkeys(("row", "column"), math.isqrt(arrays[name].shape[1] // _COLOURS))
+    if scheme == "flax":
+        queries = [arrays[name].shape for name in names if name.endswith("/query/bias")]
+        sizes = {"heads": queries[0][-2]} if queries and len(queries[0]) > 1 else {}
+    chunks = [re.match(re.escape(prefix) + r"blocks\.(\d+)\.(\d+)\.", name) for name in names]
+    first = {match[2] for match in chunks if match and match[1] == "0"}
+    naming = Naming(scheme, prefix, frozenset(forms), chunk=len(first), sizes=sizes)
+    return naming._replace(qkv_bias=_with_bias(naming, arrays))
+
+
+def _with_bias(naming: Naming, arrays: Arrays) -> str:
+    depth = naming.depth(arrays)
+    mappings = naming.mappings(depth)
+    biases = [mappings[_QKV_BIAS.format(i=i)].sources for i in range(depth)]
+    present = [any(name in arrays for name in names) for names in zip(*biases, strict=True)]
+    if len(present) == len("qkv"):
+        return "".join(part for part, there in zip("qkv", present, strict=True) if there)
+    return "qkv" if any(present) else ""
 
 
 def to_torch(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-    """Parameters by our paths, under the names and in the layout of a PyTorch program.
+    """Parameters by our paths, under the names and in the layout of another program.
 
     A reducer's own weights have no other name; they keep their path.
+
+    Raises:
+      InputError: the program has no such parameter.
     """
-    blocks = {path.split("/")[0] for path in params if path.startswith("blocks_")}
-    mappings = naming.mappings(len(blocks))
-    arrays: dict[str, np.ndarray] = {}
+    depth = len({path.split("/")[0] for path in params if path.startswith("blocks_")})
+    mappings = naming.mappings(depth)
+    parts: dict[str, list[tuple[int, Piece, np.ndarray]]] = {}
     for path, value in params.items():
+        array = np.asarray(value)
         if path.startswith(REDUCER):
-            arrays[path] = np.asarray(value)
-        elif path in mappings:
-            parts = mappings[path].to_torch(np.asarray(value))
-            arrays.update(zip(mappings[path].sources, parts, strict=True))
-        else:
+            mappings[path] = ParamMapping.same(path)
+        if path not in mappings:
             raise InputError(f"no parameter of a vision transformer is called {path!r}")
-    return arrays
+        for piece, part in mappings[path].write(array):
+            place = piece.block or piece.rows or (0,)
+            parts.setdefault(piece.source, []).append((place[0], piece, part))
+    return {source: _whole(pieces) for source, pieces in parts.items()}
+
+
+def _whole(pieces: list[tuple[int, Piece, np.ndarray]]) -> np.ndarray:
+    arrays = [array for _, _, array in sorted(pieces, key=lambda piece: piece[0])]
+    if pieces[0][1].block is not None:
+        return np.stack(arrays)
+    return np.concatenate(arrays) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
 
 
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[./])")

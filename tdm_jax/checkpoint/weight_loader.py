@@ -1,6 +1,7 @@
 """Matches a checkpoint's arrays with the parameters of a model, and lists what does not fit."""
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,32 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from tdm_jax.checkpoint.names import FOREIGN, REDUCER, UNUSED, Naming, ParamMapping, ranges
+from tdm_jax.checkpoint.foreign import foreign_parts, ignored
+from tdm_jax.checkpoint.names import REDUCER, Naming, ParamMapping, ranges
+from tdm_jax.checkpoint.positions import resample_positions
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 
 _HEADS = ("head/", "head_dist/")
-
-
-def resize_positions(
-    positions: Float[np.ndarray, "1 n d"], prefix: int, old: tuple[int, int], new: tuple[int, int]
-) -> Float[Array, "1 m d"]:
-    """Resizes a position embedding to another grid of patches: bicubic, antialiased.
-
-    Args:
-      positions: of the prefix tokens, then of the patches row by row.
-      prefix: tokens at the front, which keep theirs.
-      old: rows and columns of the grid that the embedding is for.
-      new: rows and columns wanted.
-    """
-    positions = jnp.asarray(positions, jnp.float32)
-    width = positions.shape[-1]
-    grid = positions[0, prefix:].reshape(*old, width)
-    grid = jax.image.resize(grid, (*new, width), "cubic", antialias=True)
-    return jnp.concatenate([positions[:, :prefix], grid.reshape(1, -1, width)], axis=1)
 
 
 class WeightLoader:
@@ -51,89 +36,108 @@ class WeightLoader:
     ):
         """Takes what `load_pretrained` was asked for; `grid` is the checkpoint's."""
         self._path, self._model, self._grid = checkpoint.path, model, grid
-        self._arrays = dict(checkpoint.arrays)
+        self._arrays: Mapping[str, np.ndarray] = checkpoint.arrays
         if extra_weights is not None:
             weights = {"reducer": model.reducer.import_weights(dict(extra_weights))}
-            stored = {name for name in self._arrays if name.startswith(REDUCER)}
-            self._arrays = {name: self._arrays[name] for name in self._arrays.keys() - stored}
-            self._arrays |= traverse_util.flatten_dict(weights, sep="/")
+            stored = [name for name in self._arrays if not name.startswith(REDUCER)]
+            own = traverse_util.flatten_dict(weights, sep="/")
+            self._arrays = ChainMap(own, {name: self._arrays[name] for name in stored})
         self._mappings = naming.mappings(model.depth)
         self._fresh: tuple[str, ...] = _HEADS if reset_head else ()
         if fresh_reducer and not any(name.startswith(REDUCER) for name in self._arrays):
             self._fresh += (REDUCER,)
-        self._missing: list[str] = []
-        self._misshapen: list[str] = []
+        self._misfits: dict[str, list[str]] = {}
 
     def params(self) -> dict[str, Any]:
-        """The model's parameters, in float32.
+        """The model's parameters, in float32, read one by one.
 
         Raises:
-          InputError: some are missing, left over or of the wrong shape, all of them listed.
+          InputError: some are missing, left over, of the wrong shape or not finite, all listed.
         """
         model, params = self._model, {}
         images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-        for i, (path, leaf) in enumerate(traverse_util.flatten_dict(shapes, sep="/").items()):
-            # A reducer's weights have one name everywhere.
-            mapping = self._mappings.setdefault(path, ParamMapping(path, (path,), None))
+        flat = traverse_util.flatten_dict(shapes, sep="/")
+        # A reducer's weights have one name everywhere.
+        self._mappings |= {p: ParamMapping.same(p) for p in flat if p not in self._mappings}
+        read = [path for path in flat if not path.startswith(self._fresh)]
+        for path in read:
+            self._compare(self._mappings[path], flat[path].shape)
+        self._left_over(read)
+        self._check()
+        for i, (path, leaf) in enumerate(flat.items()):
             if not path.startswith(self._fresh):
-                params[path] = self._take(mapping, leaf.shape)
+                params[path] = self._read(self._mappings[path], leaf.shape)
             elif path.startswith(_HEADS):
                 params[path] = _fresh_head(path, leaf.shape, i)
-        self._check({name for path in params for name in self._mappings[path].sources})
+        self._check()
         tree = traverse_util.unflatten_dict(params, sep="/")
         if REDUCER in self._fresh and model.reducer.learned:
             tree["reducer"] = model.reducer.init(jax.random.key(0), model.shape)
         return tree
 
-    def _take(self, mapping: ParamMapping, shape: tuple[int, ...]) -> np.ndarray | Array | None:
-        arrays, model_shape = self._arrays, self._model.shape
-        missing = [name for name in mapping.sources if name not in arrays]
-        self._missing += missing
-        if missing:
-            return None
-        prefix = shape[1] - model_shape.patches if mapping.path == "pos_embed" else 0
+    def _compare(self, mapping: ParamMapping, shape: tuple[int, ...]) -> None:
+        """Before anything is read: is it there, and of the right shape?"""
         if mapping.path == "pos_embed":
             # The model's prefix with the checkpoint's grid: another resolution is no misfit.
+            prefix = shape[1] - self._model.shape.patches
             shape = (1, prefix + math.prod(self._grid), shape[2])
-        wrong = [
-            f"{name} {arrays[name].dtype}{list(arrays[name].shape)}, expected {list(expected)}"
-            for name, expected in zip(mapping.sources, mapping.shapes(shape), strict=True)
-            if arrays[name].shape != expected
-            or not jnp.issubdtype(arrays[name].dtype, jnp.floating)
-        ]
-        self._misshapen += wrong
-        if wrong:
-            return None
-        value = mapping.to_flax([arrays[name].astype(np.float32) for name in mapping.sources])
-        if mapping.path == "pos_embed" and self._grid != model_shape.grid:
-            return resize_positions(value, prefix, self._grid, model_shape.grid)
-        return value
+        for name, expected in zip(mapping.sources, mapping.shapes(shape), strict=True):
+            if name not in self._arrays:
+                self._note("missing", name)
+                continue
+            array = self._arrays[name]
+            if array.shape != expected or not jnp.issubdtype(array.dtype, jnp.floating):
+                self._note(
+                    "misshapen",
+                    f"{name} {array.dtype}{list(array.shape)}, expected {list(expected)}",
+                )
 
-    def _check(self, used: set[str]) -> None:
-        heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]
-        of_heads = {name for mapping in heads for name in mapping.sources}
-        if _HEADS[0] in self._fresh:
-            used = used | of_heads
-        unused = UNUSED if self._model.reducer.learned else (*UNUSED, REDUCER)
-        left_over = [
-            name
-            for name in self._arrays
-            if name not in used and not any(part in name for part in unused)
-        ]
-        if not (self._missing or left_over or self._misshapen):
+    def _read(self, mapping: ParamMapping, shape: tuple[int, ...]) -> Array:
+        value = mapping.read(self._arrays)
+        # One sum tells: a NaN or an infinity stays in it.
+        if not np.isfinite(value.sum(dtype=np.float64)):
+            for name in mapping.sources:
+                self._note("NaN or infinite", name)
+        if mapping.path == "pos_embed":
+            prefix = shape[1] - self._model.shape.patches
+            rule = self._model.interpolation
+            value = resample_positions(value, prefix, self._grid, self._model.shape.grid, rule)
+        return jnp.asarray(value)
+
+    def _note(self, misfit: str, name: str) -> None:
+        names = self._misfits.setdefault(misfit, [])
+        if name not in names:
+            names.append(name)
+
+    def _left_over(self, read: list[str]) -> None:
+        used = {name for path in read for name in self._mappings[path].sources}
+        # What a caller has decided to do without.
+        spared = _HEADS if _HEADS[0] in self._fresh or not self._model.num_classes else ()
+        spared += () if self._model.pool == "map" else ("attn_pool/",)
+        for path in self._mappings:
+            if path.startswith(spared):
+                used |= set(self._mappings[path].sources)
+        for name in self._arrays:
+            reducers = name.startswith(REDUCER) and not self._model.reducer.learned
+            if name not in used and not ignored(name) and not reducers:
+                self._note("left over", name)
+
+    def _check(self) -> None:
+        if not self._misfits:
             return
-        parts = {"missing": self._missing, "left over": left_over, "misshapen": self._misshapen}
-        listed = [f"{what}: {ranges(names)}" for what, names in parts.items() if names]
-        hints = {why for key, why in FOREIGN.items() if any(key in name for name in left_over)}
-        listed += [f"this model has no {why}" for why in sorted(hints)]
-        if any(name.startswith(REDUCER) for name in self._missing):
+        found = self._misfits
+        listed = [f"{misfit}: {ranges(names)}" for misfit, names in found.items()]
+        reasons = foreign_parts(found.get("left over", ()))
+        listed += [f"this model has no {why}" for why in reasons]
+        if any(name.startswith(REDUCER) for name in found.get("missing", ())):
             listed.append(
                 f"{type(self._model.reducer).__name__} is learned: expected its weights as "
                 "extra_weights, or fresh_reducer to train them"
             )
-        misshapen = {text.split(" ")[0] for text in self._misshapen}
-        if {*self._missing, *left_over} | misshapen <= of_heads:
+        heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]
+        of_heads = {name for mapping in heads for name in mapping.sources}
+        if {text.split(" ")[0] for names in found.values() for text in names} <= of_heads:
             listed.append("reset_head starts with a fresh head")
         raise InputError(f"{self._path} does not fit the model; {'; '.join(listed)}")
 
