@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
             num_heads=self.num_heads,
             prefix=int(self.class_token) + int(self.distilled) + self.num_registers,
             class_token=self.class_token,
-            pooling_head=self.pooling == "map",
+            pool=self.pooling,
         )
 
     @property

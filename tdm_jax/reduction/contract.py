@@ -36,7 +36,8 @@ class ViTShape:
       num_heads: attention heads.
       prefix: class, distillation and register tokens.
       class_token: whether the first prefix token is a class token.
-      pooling_head: whether the head attends to the tokens with a query of its own.
+      pool: what the head reads: the class "token", "avg" for the mean of the patches, "map" for all
+        tokens by a query of its own, "token_avg" for the first two.
     """
 
     grid: tuple[int, int]
@@ -45,7 +46,7 @@ class ViTShape:
     num_heads: int
     prefix: int = 1
     class_token: bool = True
-    pooling_head: bool = False
+    pool: str = "token"
 
     @property
     def patches(self) -> int:
