@@ -1,18 +1,21 @@
-"""The table of published names against what timm 1.0.31 builds and says of each."""
+"""The table of published names against what timm 1.0.31 builds and says of each; its document."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import tdm_jax
 from tdm_jax import create_model, list_models
 from tdm_jax.models.published import PUBLISHED, expand
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.models.vit import VisionTransformer, parameter_count
 
-FACTS = json.loads((Path(__file__).parents[1] / "goldens/backbones/published.json").read_text())
+ROOT = Path(__file__).parents[2]
+FACTS = json.loads((ROOT / "tests/goldens/backbones/published.json").read_text())
 TIMM = FACTS["models"]
 # 384 pixels are no multiple of 14: timm leaves the last 6 out. The same weights are "_378".
 UNEVEN = {"vit_so400m_patch14_siglip_384", "vit_so400m_patch14_siglip_gap_384"}
@@ -116,3 +119,14 @@ def test_parameters(name):
     body = {key: value for key, value in params.items() if not key.startswith("head")}
     assert parameter_count(body) == TIMM[name]["body"]
     assert ("head" in params) == (model.num_classes > 0)
+
+
+def test_the_document():
+    text = (ROOT / "docs" / "backbones.md").read_text()
+    table = text[text.index("| family") : text.index("`num_classes=0`")]
+    named = [name for short in re.findall(r"`(.*?)`", table) for name in expand(short)]
+    assert sorted(named) == NAMES
+    tagged = re.findall(r"\btimm/(\w+\.\w+)", text)
+    assert len(tagged) > 5 and set(tagged) <= PUBLISHED.keys()
+    (block,) = re.findall(r"```python\n(tdm_jax.list.*?)```", text, re.DOTALL)
+    exec(compile(block, "backbones.md", "exec"), {"tdm_jax": tdm_jax})
