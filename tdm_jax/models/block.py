@@ -45,12 +45,13 @@ class Block(nn.Module):
         def norm(name: str) -> LayerNorm:
             return LayerNorm(spec.layer_norm_eps, spec.dtype, name=name)
 
-        def branch(y: Array, scale: str) -> Array:
-            if spec.layer_scale:
-                y = LayerScale(name=scale)(y)
+        def scaled(y: Array, name: str) -> Array:
+            return LayerScale(name=name)(y) if spec.layer_scale else y
+
+        def residual(x: Array, y: Array) -> Array:
             # Drop path: the whole branch of an image at once.
             drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
-            return drop(y, deterministic=not context.train)
+            return x + drop(y, deterministic=not context.train)
 
         state = self.reducer.before_block(state, context)
         x = state.sequence()
@@ -61,7 +62,8 @@ class Block(nn.Module):
         attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
         y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, context), rotation)
         context = context.replace(attention=view)
-        state = self.reducer.after_attention(state.with_sequence(x + branch(y, "ls1")), context)
+        x = residual(x, scaled(y, "ls1"))
+        state = self.reducer.after_attention(state.with_sequence(x), context)
         x = state.sequence()
         mlp = Mlp(
             hidden=spec.mlp_hidden,
@@ -71,6 +73,6 @@ class Block(nn.Module):
             dtype=spec.dtype,
             name="mlp",
         )
-        y = branch(mlp(norm("norm2")(x)), "ls2")
+        y = scaled(mlp(norm("norm2")(x)), "ls2")
         context = context.replace(update=y[:, prefix:])
-        return self.reducer.after_block(state.with_sequence(x + y), context)
+        return self.reducer.after_block(state.with_sequence(residual(x, y)), context)
