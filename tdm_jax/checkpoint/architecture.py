@@ -1,18 +1,43 @@
-"""What architecture a checkpoint is of, as far as its shapes tell."""
+"""What architecture a checkpoint is of: by its arrays' shapes, its description and its family."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from tdm_jax.checkpoint.names import Naming
+from tdm_jax.checkpoint.families import defaults
+from tdm_jax.checkpoint.names import Naming, ParamMapping
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint
 from tdm_jax.errors import InputError
+
+_GRID = 16  # patches a side where nothing tells: 256 pixels in patches of 16
+
+
+class _Shapes:
+    """The shapes of our parameters, as the file's arrays tell them."""
+
+    def __init__(self, checkpoint: RawCheckpoint, mappings: Mapping[str, ParamMapping]):
+        self._path, self._arrays, self._mappings = checkpoint.path, checkpoint.arrays, mappings
+
+    def has(self, path: str) -> bool:
+        mapping = self._mappings.get(path)
+        return mapping is not None and all(n in self._arrays for n in mapping.sources[:1])
+
+    def __call__(self, path: str, rank: int) -> tuple[int, ...]:
+        shape = self._mappings[path].our_shape(self._arrays) if self.has(path) else None
+        if shape is None or len(shape) != rank:
+            name = self._mappings[path].sources[0]
+            got = self._arrays[name].shape if name in self._arrays else "nothing"
+            raise InputError(
+                f"{self._path}: the architecture cannot be told without {name} of {rank} "
+                f"dimensions; got {got}"
+            )
+        return shape
 
 
 def architecture(
     checkpoint: RawCheckpoint, naming: Naming, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[int, int]]:
-    """What the arrays' shapes, and a description beside them, say of a model.
+    """What the arrays' shapes, a description beside them, and the family say of a model.
 
     Args:
       checkpoint: with its description.
@@ -28,79 +53,102 @@ def architecture(
     """
     arrays, description = checkpoint.arrays, checkpoint.description
     depth = naming.depth(arrays)
-    mappings = naming.mappings(max(depth, 1))
-
-    def shape(path: str, rank: int) -> tuple[int, ...]:
-        name = mappings[path].sources[0]
-        if name not in arrays or arrays[name].ndim != rank:
-            got = arrays[name].shape if name in arrays else "nothing"
-            raise InputError(
-                f"{checkpoint.path}: the architecture cannot be told without {name} of {rank} "
-                f"dimensions; got {got}"
-            )
-        return arrays[name].shape
-
-    def has(path: str) -> bool:
-        return mappings[path].sources[0] in arrays
-
-    width, in_channels, patch, patch_width = shape("patch_embed/proj/kernel", 4)
-    if patch != patch_width:
-        raise InputError(f"{checkpoint.path}: expected square patches; got {patch} x {patch_width}")
-    hidden = shape("blocks_0/mlp/fc1/kernel", 2)[0]
-    fields: dict[str, Any] = {
-        "patch_size": patch,
-        "width": width,
-        "depth": depth,
-        "in_channels": in_channels,
-        "mlp_ratio": hidden / width,
-        "distilled": has("dist_token"),
-        "class_token": has("cls_token"),
-        "num_registers": shape("reg_token", 3)[1] if has("reg_token") else 0,
-    }
-    if has("head/kernel"):
-        fields["num_classes"] = shape("head/kernel", 2)[0]
-    classes = description.get("num_classes")
-    if classes is not None and fields.setdefault("num_classes", classes) != classes:
-        raise InputError(
-            f"{checkpoint.path}: the description says {classes} classes, the head has "
-            f"{fields['num_classes']}"
-        )
-    fields |= {
-        name: description[name] for name in ("layer_norm_eps", "num_heads") if name in description
-    }
-    if width % 64 == 0:
-        fields.setdefault("num_heads", width // 64)
-    elif "num_heads" not in {**fields, **settings}:
-        raise InputError(
-            f"{checkpoint.path}: the number of heads cannot be told from the width {width}, which "
-            "is no multiple of 64; expected num_heads"
-        )
-    placed = fields["class_token"] + fields["distilled"]
-    grid = _grid(checkpoint, shape("pos_embed", 3)[1] - placed, patch, settings)
+    shape = _Shapes(checkpoint, naming.mappings(max(depth, 1)))
+    headless = settings.get("num_classes") == 0
+    fields = _told(checkpoint, naming, shape, headless) | {"depth": depth}
+    grid, fields["positions"] = _grid(checkpoint, naming, shape, fields, settings)
+    patch = fields["patch_size"]
     fields["image_size"] = (grid[0] * patch, grid[1] * patch)
+    _check_classes(checkpoint, fields)
+    shared = ("image_size", "num_classes", "reducer")
+    own = {name: value for name, value in description.items() if name not in shared}
+    fields |= defaults(naming, arrays, fields) | own
+    if {**fields, **settings}["num_heads"] is None:
+        raise InputError(
+            f"{checkpoint.path}: the number of heads cannot be told from the width "
+            f"{fields['width']}, which is no multiple of 64; expected num_heads"
+        )
     return fields, grid
 
 
+def _told(
+    checkpoint: RawCheckpoint, naming: Naming, shape: _Shapes, headless: bool
+) -> dict[str, Any]:
+    patch, patch_width, in_channels, width = shape("patch_embed/proj/kernel", 4)
+    if patch != patch_width:
+        raise InputError(f"{checkpoint.path}: expected square patches; got {patch} x {patch_width}")
+    hidden = shape("blocks_0/mlp/fc2/kernel", 2)[0]
+    has, pool = shape.has, None
+    head = shape("head/kernel", 2) if has("head/kernel") and not headless else (width, 0)
+    if head[0] == 2 * width:
+        pool = "token_avg"
+    elif has("fc_norm/scale") or (head[1] and "classifier" in naming.forms):
+        pool = "avg"  # SigLIP's classifier does not read the pooling head
+    elif has("attn_pool/latent"):
+        pool = "map"
+    return {
+        "patch_size": patch,
+        "width": width,
+        "in_channels": in_channels,
+        "mlp_ratio": hidden / width,
+        "gated_mlp": shape("blocks_0/mlp/fc1/kernel", 2)[1] == 2 * hidden,
+        "mlp_norm": has("blocks_0/mlp/norm/scale"),
+        "layer_scale": has("blocks_0/ls1/gamma"),
+        "qkv_bias": naming.qkv_bias,
+        "patch_bias": has("patch_embed/proj/bias"),
+        "pre_norm": has("norm_pre/scale"),
+        "fc_norm": has("fc_norm/scale"),
+        "distilled": has("dist_token"),
+        "class_token": has("cls_token"),
+        "num_registers": shape("reg_token", 3)[1] if has("reg_token") else 0,
+        "num_classes": head[1],
+        "head_bias": has("head/bias") or not has("head/kernel"),
+        "pool": pool,
+    }
+
+
+def _check_classes(checkpoint: RawCheckpoint, fields: Mapping[str, Any]) -> None:
+    classes, found = checkpoint.description.get("num_classes"), fields["num_classes"]
+    if classes is not None and found and found != classes:
+        raise InputError(
+            f"{checkpoint.path}: the description says {classes} classes, the head has {found}"
+        )
+
+
 def _grid(
-    checkpoint: RawCheckpoint, patches: int, patch: int, settings: Mapping[str, Any]
-) -> tuple[int, int]:
-    if "image_size" in checkpoint.description:
-        size = checkpoint.description["image_size"]
-        grid = (size[0] // patch, size[1] // patch)
-        if math.prod(grid) != patches:
-            raise InputError(
-                f"{checkpoint.path}: images of {size} have {math.prod(grid)} patches, the "
-                f"position embedding {patches}"
-            )
-        return grid
-    side = math.isqrt(max(patches, 0))
-    if side * side == patches > 0:
-        return side, side
+    checkpoint: RawCheckpoint,
+    naming: Naming,
+    shape: _Shapes,
+    fields: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> tuple[tuple[int, int], str]:
+    """The grid that the positions are for, and which tokens have one."""
+    patch, description = fields["patch_size"], checkpoint.description
+    size = description.get("image_size")
+    told = None if size is None else (size[0] // patch, size[1] // patch)
+    rotary = naming.scheme == "hf_dinov3" or "gamma_1" in naming.forms
+    if not shape.has("pos_embed") and description.get("positions", rotary and "none") == "none":
+        return told or (_GRID, _GRID), "none"
+    rows = shape("pos_embed", 3)[1]
+    placed = fields["class_token"] + fields["distilled"]
+    # The class token has a position or not: DeiT III's and timm's DINOv2 with registers have none.
+    counts = {rows - placed: "all", **({rows: "patches"} if placed else {})}
+    if told is not None:
+        if math.prod(told) in counts:
+            return told, counts[math.prod(told)]
+        raise InputError(
+            f"{checkpoint.path}: images of {size} have {math.prod(told)} patches, the "
+            f"position embedding {rows - placed}"
+        )
+    for count, positions in counts.items():
+        side = math.isqrt(max(count, 0))
+        if side * side == count > 0:
+            return (side, side), positions
     if not isinstance(settings.get("image_size", 0), int):
         grid = tuple(pixels // patch for pixels in settings["image_size"])
-        if math.prod(grid) == patches:
-            return grid
+        if math.prod(grid) in counts:
+            return grid, counts[math.prod(grid)]
     raise InputError(
-        f"{checkpoint.path}: the position embedding has {patches} patches, which is no square; "
-        "expected image_size as (height, width) with as many"
+        f"{checkpoint.path}: the position embedding has {rows - placed} patches, which is no "
+        "square; expected image_size as (height, width) with as many"
     )

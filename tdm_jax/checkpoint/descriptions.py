@@ -3,20 +3,35 @@
 Each becomes keyword arguments of `create_model`, as far as it tells what no array does.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from tdm_jax.checkpoint.families import published
 from tdm_jax.errors import InputError
 from tdm_jax.models.preprocessing import Preprocessing
-from tdm_jax.models.registry import create_model
+from tdm_jax.models.registry import MODELS, create_model
+from tdm_jax.models.rotary import Rotary
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, describe_reducer
 
 # Fields that decide what the parameters are and what they compute; the rest is how training runs.
 _DESCRIBED = (
     "image_size", "patch_size", "width", "depth", "num_heads", "num_classes", "in_channels",
-    "mlp_ratio", "distilled", "class_token", "num_registers", "layer_norm_eps",
+    "mlp_ratio", "distilled", "class_token", "num_registers", "positions", "interpolation",
+    "patch_bias", "pre_norm", "layer_norm_eps", "qkv_bias", "activation", "gated_mlp", "mlp_norm",
+    "layer_scale", "pool", "fc_norm", "head_bias",
 )  # fmt: skip
+# Of those, what the shapes of a model's arrays do not tell.
+_UNTOLD = (
+    "image_size", "num_heads", "positions", "interpolation", "layer_norm_eps", "qkv_bias",
+    "activation", "pool", "rotary", "preprocessing",
+)  # fmt: skip
+_TIMM_POOLS = ("token", "avg", "map", "")
+# Models of timm that have the same arrays as a family here, and compute something else with them.
+_UNLIKE = re.compile(
+    r"rope|_pe_|^vit_pe|beit|mixed|naflex|flexivit|swin|sam|cait|levit|xcit|maxvit"
+)
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -31,6 +46,8 @@ def describe(model: VisionTransformer) -> dict[str, Any]:
     """
     description = {"name": "vit", **{name: getattr(model, name) for name in _DESCRIBED}}
     description["image_size"] = list(model.image_size)
+    if model.rotary is not None:
+        description["rotary"] = model.rotary.describe()
     if model.reducer != Reducer():
         description["reducer"] = describe_reducer(model.reducer)
     if model.preprocessing is not None:
@@ -44,36 +61,75 @@ def from_ours(path: object, description: Mapping[str, Any]) -> dict[str, Any]:
         model = create_model(**description)
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: it describes no model of ours: {error}") from error
-    names = ("image_size", "num_heads", "layer_norm_eps", "preprocessing")
     reducer = {} if model.reducer == Reducer() else {"reducer": describe_reducer(model.reducer)}
-    return {name: getattr(model, name) for name in names} | reducer
+    return {name: getattr(model, name) for name in _UNTOLD} | reducer
+
+
+class _Class(NamedTuple):
+    """What a configuration class of transformers fills in where config.json is silent."""
+
+    hidden_act: str
+    layer_norm_eps: float
+    num_attention_heads: int = 12
+
+
+_VIT, _DINOV2 = _Class("gelu", 1e-12), _Class("gelu", 1e-6)
+_SIGLIP, _CLIP = _Class("gelu_pytorch_tanh", 1e-6), _Class("quick_gelu", 1e-5)
+_CLASSES = {
+    **dict.fromkeys(("vit", "deit", "vit_mae"), _VIT),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
+    "dinov3_vit": _Class("gelu", 1e-5, 6),
+    **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"), _SIGLIP),
+    **dict.fromkeys(("clip", "clip_vision_model"), _CLIP),
+}
+_ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_tanh"), "gelu_tanh"),
+    "quick_gelu": "quick_gelu",
+    **dict.fromkeys(("silu", "swish"), "silu"),
+}
 
 
 def from_hugging_face(
     path: object, config: Mapping[str, Any], processor: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """From a folder's config.json and, where there is one, its preprocessor_config.json."""
-    for key, expected in (("model_type", ("vit", "deit")), ("hidden_act", ("gelu",))):
-        if key not in config or config[key] not in expected:
-            got = repr(config[key]) if key in config else "nothing"
-            raise InputError(
-                f"{path}/config.json: expected {key} {' or '.join(map(repr, expected))}; got {got}"
-            )
-    known: dict[str, Any] = {}
-    if "image_size" in config:
-        known["image_size"] = _pair(path, config["image_size"])
-    for field, name, kind in (
-        ("num_heads", "num_attention_heads", int),
-        ("layer_norm_eps", "layer_norm_eps", float),
-        ("num_classes", "num_labels", int),
-    ):
-        if name in config:
-            known[field] = _number(path, config, name, kind)
+    file, kind = f"{path}/config.json", config.get("model_type")
+    if kind not in _CLASSES:
+        raise InputError(
+            f"{file}: expected model_type {', '.join(map(repr, _CLASSES))}; got "
+            f"{kind!r}: another architecture"
+        )
+    vision = config.get("vision_config", config)  # of a whole model with a text tower
+    if not isinstance(vision, Mapping):
+        raise InputError(f"{file}: expected vision_config as an object; got {vision!r}")
+    values = _CLASSES[kind]._asdict() | vision
+    known: dict[str, Any] = {
+        "num_heads": _number(path, values, "num_attention_heads", int),
+        "layer_norm_eps": _number(path, values, "layer_norm_eps", float),
+        "activation": _activation(file, "hidden_act", values["hidden_act"]),
+    }
+    if values.get("use_swiglu_ffn"):
+        known["activation"] = "silu"  # whatever hidden_act says
+    if kind == "dinov3_vit":
+        temperature = _number(path, {"rope_theta": 100.0} | values, "rope_theta", float)
+        known["rotary"] = Rotary(temperature)
+        values.setdefault("image_size", 224)
+    if "image_size" in values:
+        known["image_size"] = _pair(path, values["image_size"])
+    if "num_labels" in config:
+        known["num_classes"] = _number(path, config, "num_labels", int)
     if isinstance(config.get("id2label"), dict):
         known["num_classes"] = len(config["id2label"])
     if processor is not None:
-        known["preprocessing"] = _processor(path, config["model_type"], processor)
+        known["preprocessing"] = _processor(path, kind, processor)
     return known
+
+
+def _activation(file: str, key: str, name: object) -> str:
+    if name not in _ACTIVATIONS:
+        raise InputError(f"{file}: expected {key} {', '.join(_ACTIVATIONS)}; got {name!r}")
+    return _ACTIVATIONS[str(name)]
 
 
 def _processor(path: object, model_type: str, values: Mapping[str, Any]) -> Preprocessing:
@@ -113,12 +169,29 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained = config["pretrained_cfg"]
     if not isinstance(pretrained, Mapping):
         raise InputError(f"{path}/config.json: expected pretrained_cfg as an object")
-    known: dict[str, Any] = {}
-    if "num_classes" in config:
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{path}/config.json: expected model_args as an object")
+    known = _named(path, str(config.get("architecture", "")).partition(".")[0])
+    if "num_classes" in config and config["num_classes"] != 0:
         known["num_classes"] = _number(path, config, "num_classes", int)
-    if "input_size" in pretrained:
-        size = pretrained["input_size"]
-        known["image_size"] = _pair(path, size[1:] if isinstance(size, list) else size)
+    size = arguments.get("img_size", pretrained.get("input_size"))
+    if size is not None:
+        known["image_size"] = _pair(path, size[-2:] if isinstance(size, list) else size)
+    if "num_heads" in arguments:
+        known["num_heads"] = _number(path, arguments, "num_heads", int)
+    if isinstance(arguments.get("act_layer"), str):
+        known["activation"] = _activation(
+            f"{path}/config.json", "act_layer", arguments["act_layer"]
+        )
+    pool = arguments.get("global_pool", config.get("global_pool"))
+    if pool not in (None, *_TIMM_POOLS):
+        raise InputError(
+            f"{path}/config.json: expected global_pool {', '.join(map(repr, _TIMM_POOLS))}; got "
+            f"{pool!r}"
+        )
+    if pool:
+        known["pool"] = pool
     names = ("mean", "std", "crop_pct", "interpolation")
     try:
         known["preprocessing"] = Preprocessing.from_description(
@@ -127,6 +200,17 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}/config.json: {error}") from error
     return known
+
+
+def _named(path: object, name: str) -> dict[str, Any]:
+    if name in MODELS:
+        return {**published(name), "num_heads": MODELS[name]["num_heads"]}
+    if _UNLIKE.search(name):
+        raise InputError(
+            f"{path}/config.json: {name}: not supported: positions or tokens of another kind; "
+            "expected one of tdm_jax.list_models() or of the same family"
+        )
+    return {}
 
 
 def _number(path: object, config: Mapping[str, Any], name: str, kind: type[Any]) -> Any:

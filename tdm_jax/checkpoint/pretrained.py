@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tdm_jax.checkpoint.architecture import architecture
+from tdm_jax.checkpoint.foreign import refuse
 from tdm_jax.checkpoint.names import detect
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
 from tdm_jax.checkpoint.weight_loader import WeightLoader
 from tdm_jax.errors import InputError
-from tdm_jax.models.registry import create_model, deit_preprocessing
+from tdm_jax.models.registry import create_model
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer
 
@@ -74,13 +73,10 @@ def load_pretrained(
         missing, left over or of the wrong shape, all of them listed.
     """
     checkpoint = path if isinstance(path, RawCheckpoint) else read_raw_checkpoint(path, ema=ema)
+    refuse(checkpoint.path, checkpoint.arrays)
     naming = detect(checkpoint.arrays)
     chosen = {name: value for name, value in settings.items() if value is not None}
     fields, grid = architecture(checkpoint, naming, chosen)
-    if "preprocessing" in checkpoint.description:
-        fields["preprocessing"] = checkpoint.description["preprocessing"]
-    elif fields["in_channels"] == 3:
-        fields["preprocessing"] = deit_preprocessing(min(fields["image_size"]))
     if reducer is None:
         reducer = checkpoint.description.get("reducer", "none")
     try:
@@ -88,4 +84,4 @@ def load_pretrained(
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from error
     loader = WeightLoader(checkpoint, naming, model, grid, reset_head, fresh_reducer, extra_weights)
-    return model, {"params": jax.tree.map(jnp.asarray, loader.params())}
+    return model, {"params": loader.params()}
