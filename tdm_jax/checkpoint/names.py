@@ -264,7 +264,8 @@ def _whole(pieces: list[tuple[int, Piece, np.ndarray]]) -> np.ndarray:
     arrays = [array for _, _, array in sorted(pieces, key=lambda piece: piece[0])]
     if pieces[0][1].block is not None:
         return np.stack(arrays)
-    return np.concatenate(arrays) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
+    # What is joined out of transposed arrays is transposed itself.
+    return np.ascontiguousarray(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
 
 
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[./])")
