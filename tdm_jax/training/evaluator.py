@@ -128,6 +128,11 @@ def check_fits(model: VisionTransformer, data_config: DataConfig) -> None:
     if got != expected:
         raise InputError(f"{data_config.name} gives images of {got}; the model takes {expected}")
     classes = data.num_classes(data_config)
+    if not model.num_classes:
+        raise InputError(
+            f"{data_config.name} has {classes} classes; the model has no classifier and answers "
+            "with features: expected one with a head, which training adds (reset_head)"
+        )
     if classes != model.num_classes:
         raise InputError(
             f"{data_config.name} has {classes} classes; the model has {model.num_classes}"

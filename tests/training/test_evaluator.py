@@ -29,6 +29,7 @@ def test_every_example_counts_once(tiny_model, changes):
     [
         ({"image_size": 14}, r"digits gives images of \(28, 28, 1\); the model takes \(14, 14, 1"),
         ({"num_classes": 3}, "digits has 10 classes; the model has 3"),
+        ({"num_classes": 0}, "digits has 10 classes; the model has no classifier"),
     ],
 )
 def test_data_of_another_kind_are_refused(tiny_model, changes, message):
