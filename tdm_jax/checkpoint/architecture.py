@@ -80,6 +80,13 @@ def _told(
     hidden = shape("blocks_0/mlp/fc2/kernel", 2)[0]
     has, pool = shape.has, None
     head = shape("head/kernel", 2) if has("head/kernel") and not headless else (width, 0)
+    if has("head/kernel") and not headless and not head[1]:
+        raise InputError(f"{checkpoint.path}: the head has no classes; num_classes=0 leaves it out")
+    if head[1] and "classifier" in naming.forms and has("norm_pre/scale"):
+        raise InputError(
+            f"{checkpoint.path}: not supported: CLIP's classifier reads tokens before the final "
+            "norm; num_classes=0 leaves it out"
+        )
     if head[0] == 2 * width:
         pool = "token_avg"
     elif has("fc_norm/scale") or (head[1] and "classifier" in naming.forms):

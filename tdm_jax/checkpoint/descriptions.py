@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tdm_jax.checkpoint.families import published
-from tdm_jax.errors import InputError
+from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.registry import MODELS, create_model
 from tdm_jax.models.rotary import Rotary
@@ -30,7 +30,7 @@ _UNTOLD = (
 _TIMM_POOLS = ("token", "avg", "map", "")
 # Models of timm that have the same arrays as a family here, and compute something else with them.
 _UNLIKE = re.compile(
-    r"rope|_pe_|^vit_pe|beit|mixed|naflex|flexivit|swin|sam|cait|levit|xcit|maxvit"
+    r"rope|_pe_|beit|enormous|flexivit"
 )
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -97,8 +97,8 @@ def from_hugging_face(
     file, kind = f"{path}/config.json", config.get("model_type")
     if kind not in _CLASSES:
         raise InputError(
-            f"{file}: expected model_type {', '.join(map(repr, _CLASSES))}; got "
-            f"{kind!r}: another architecture"
+            f"{file}: model_type {kind!r} is another architecture; expected "
+            f"{', '.join(_CLASSES)}"
         )
     vision = config.get("vision_config", config)  # of a whole model with a text tower
     if not isinstance(vision, Mapping):
@@ -128,7 +128,7 @@ def from_hugging_face(
 
 def _activation(file: str, key: str, name: object) -> str:
     if name not in _ACTIVATIONS:
-        raise InputError(f"{file}: expected {key} {', '.join(_ACTIVATIONS)}; got {name!r}")
+        raise unknown(f"{key} in {file}", name, _ACTIVATIONS)
     return _ACTIVATIONS[str(name)]
 
 

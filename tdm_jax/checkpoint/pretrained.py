@@ -74,7 +74,10 @@ def load_pretrained(
     """
     checkpoint = path if isinstance(path, RawCheckpoint) else read_raw_checkpoint(path, ema=ema)
     refuse(checkpoint.path, checkpoint.arrays)
-    naming = detect(checkpoint.arrays)
+    try:
+        naming = detect(checkpoint.arrays)
+    except InputError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from error
     chosen = {name: value for name, value in settings.items() if value is not None}
     fields, grid = architecture(checkpoint, naming, chosen)
     if reducer is None:
