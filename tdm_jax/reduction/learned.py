@@ -94,9 +94,11 @@ def gumbel_keep(key: Array, logits: Float[Array, "b n 2"]) -> Float[Array, "b n"
 def mask_tokens(state: TokenState, keep: Float[Array, "b n"]) -> TokenState:
     """Masks the slots where `keep` is 0. They stay in place; their patches count as dropped."""
     slots = jnp.arange(state.count)
-    return state.replace_tokens(
+    masked = state.replace_tokens(
         state.tokens, jnp.where(keep > 0.5, slots, -1), state.kind, valid=keep
     )
+    # Showing a hidden key, which a gradient asks for, would show it where it stands.
+    return masked.replace(moved=state.moved)
 
 
 def recorded(state: TokenState, name: str, value: Float[Array, " b"]) -> TokenState:
@@ -105,6 +107,16 @@ def recorded(state: TokenState, name: str, value: Float[Array, " b"]) -> TokenSt
     if name in state.carry:
         column = jnp.concatenate([state.carry[name], column], axis=1)
     return state.replace(carry={**state.carry, name: column})
+
+
+def check_answers(owner: Any, logits: Float[Array, "b c"], labels: Float[Array, "b k"]) -> None:
+    """Raises InputError if there is no answer to compare with the labels or with a teacher's."""
+    if logits.shape != labels.shape:
+        raise InputError(
+            f"{owner.title}: its losses compare answers: expected logits of {labels.shape[-1]} "
+            f"classes; got {logits.shape[-1]} numbers, as of a model without classes "
+            "(num_classes=0)"
+        )
 
 
 def ratio_loss(excess: Float[Array, "b s"]) -> Float[Array, ""]:

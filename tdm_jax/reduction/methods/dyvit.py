@@ -30,6 +30,7 @@ from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
 from tdm_jax.reduction.learned import (
     LearnedPruner,
+    check_answers,
     gumbel_keep,
     logit_distillation,
     mask_tokens,
@@ -138,6 +139,7 @@ class DynamicViT(LearnedPruner):
         if "excess" in info.carry:
             losses["ratio"] = self.ratio_weight * ratio_loss(info.carry["excess"])
         if teacher is not None:
+            check_answers(self, logits, labels)
             answer, features = teacher
             losses["logit_distillation"] = self.distill_weight * logit_distillation(logits, answer)
             losses["token_distillation"] = self.distill_weight * token_distillation(info, features)

@@ -61,6 +61,12 @@ class EvoViT(PruneReducer):
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
+        if self.head == "mean" and shape.pool != "token":
+            raise InputError(
+                "EvoViT: head='mean' puts the mean of the patches where a head reads the class "
+                f"token, and the model's reads {shape.pool!r}; expected head='class', which leaves "
+                "that to the model"
+            )
         if self.stages(shape)[:1] == (0,):
             raise InputError(
                 "EvoViT: before block 0 there is no class attention yet; expected layers from 1; "

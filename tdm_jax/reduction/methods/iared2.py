@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float
 from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
 from tdm_jax.reduction.learned import (
     LearnedPruner,
+    check_answers,
     mask_tokens,
     recorded,
     still_there,
@@ -117,6 +118,7 @@ class IARED2(LearnedPruner):
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
         if "kept" not in info.carry:
             return {}
+        check_answers(self, logits, labels)
         right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
         reward = rewards(right, info.carry["kept"], self.penalty)
         return {"policy": self.policy_weight * policy_loss(reward, info.carry["log_probability"])}

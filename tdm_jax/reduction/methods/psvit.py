@@ -64,6 +64,11 @@ class PSViT(Reducer):
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
+        if shape.pool != "token":
+            raise InputError(
+                "PSViT: of the last block only the class token's output counts as useful, and the "
+                f"model's head reads {shape.pool!r}; expected pool='token', or another method"
+            )
         if self.sets is None:
             return
         if len(self.sets) != shape.depth + 1:

@@ -10,10 +10,16 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError, unknown
+from tdm_jax.errors import unknown
 from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.scores import SCORES, importance
+from tdm_jax.reduction.scores import (
+    SCORES,
+    check_importance,
+    default_importance,
+    forget_shift,
+    record_shift,
+)
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -22,11 +28,12 @@ class TopK(PruneReducer):
     """Keeps the tokens with the highest importance.
 
     Attributes:
-      importance: "class" (attention of the class token, averaged over heads), or, for models
-        without one, "mean" (attention received) or "key_norm".
+      importance: what ranks the tokens, one of `SCORES`, see `tdm_jax.reduction.scores`: "class",
+        "mean" (attention received), "key_norm", "pool" or "shift". None for "class", or, for a
+        model without class token, "mean".
     """
 
-    importance: str = "class"
+    importance: str | None = None
 
     @property
     def title(self) -> str:
@@ -35,21 +42,29 @@ class TopK(PruneReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.importance not in SCORES:
+        if self.importance not in (None, *SCORES):
             raise unknown(f"{self.title} importance", self.importance, SCORES)
+
+    def score_name(self, shape: ViTShape) -> str:
+        """What ranks the tokens of a model."""
+        return self.importance or default_importance(shape)
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
-        if self.importance == "class" and not shape.class_token:
-            raise InputError(
-                f"{self.title}: importance 'class' needs a class token and the model has none; "
-                "expected importance='mean' or 'key_norm'"
-            )
+        check_importance(self.title, self.score_name(shape), self.stages(shape), shape)
 
     def score_macs(self, n: int, shape: ViTShape) -> int:
-        # The mean over heads; over heads and queries; or the squares of the keys.
-        return {"class": n, "mean": n, "key_norm": n * shape.width}[self.importance]
+        return SCORES[self.score_name(shape)].macs(n, shape)
 
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        attention: Any = context.attention  # there is one after it
-        return importance(self.importance, attention)
+        return SCORES[self.score_name(context.shape)].measure(state, context)
+
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
+        return forget_shift(super().reduce(state, context))
+
+    def after_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        following = context.replace(layer=context.layer + 1)
+        if self.score_name(context.shape) == "shift" and self.reduces(state, following):
+            update: Any = context.update  # there is one after the block
+            return record_shift(state, update)
+        return state

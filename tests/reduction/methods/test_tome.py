@@ -89,15 +89,13 @@ def test_a_keep_rate_costs_what_three_stages_of_it_cost():
 
 def test_sizes_weigh_the_keys_once_something_has_merged():
     state = TokenState.start(jnp.zeros((1, 2, 4)), jnp.zeros((1, 3, 4)))
-    state = state.replace(size=jnp.array([[1.0, 2.0, 3.0]]))
+    merged = state.replace(size=jnp.array([[1.0, 2.0, 3.0]]), moved=True)
     context = BlockContext(layer=1, shape=ViTShape((2, 3), 3, 4, 1, 2), train=False, weights={})
     reducer = ToMe(r=2)
-    np.testing.assert_array_equal(reducer.key_weight(state, context), [[1, 1, 1, 2, 3]])
-    assert reducer.key_weight(state, context.replace(layer=0)) is None
-    assert (
-        dataclasses.replace(reducer, proportional_attention=False).key_weight(state, context)
-        is None
-    )
+    np.testing.assert_array_equal(reducer.key_weight(merged, context), [[1, 1, 1, 2, 3]])
+    assert reducer.key_weight(state, context) is None
+    plain = dataclasses.replace(reducer, proportional_attention=False)
+    assert plain.key_weight(merged, context) is None
 
 
 def test_every_block_is_a_stage_unless_told():
