@@ -1,4 +1,21 @@
-"""What a model costs, without running it: multiply-adds, parameters, tokens, activation bytes."""
+"""What a model costs, without running it: multiply-adds, parameters, tokens, activation bytes.
+
+Multiply-adds are torchprofile's, the papers' "FLOPs", and its rules go on where its authors' models
+ended. Of one image it counts linear maps and products, and one for each output of an elementwise
+product, a norm or a mean; nothing for softmax, activations, sums, divisions, distances, sorts and
+gathers. In particular:
+
+- The attention's scale is a product with each logit, the pooling head's with its query, as the
+  programs have it. A gate, a layer scale, and the norms inside an MLP, before the blocks or behind
+  the pooling count one a channel; so does a norm on one vector.
+- Rotary positions turn every channel of the queries and keys of all tokens by two products, the
+  prefix too. Where tokens have moved, each has two means for its place, and an angle for each pair
+  of a head's channels; before that, angles are constants.
+- The mean over patches that a head reads weighs every token by what it stands for: a product.
+- The pooling head's own query is made once an image.
+- What follows the source map (sizes, places) are sums and gathers, even where a program writes
+  them as products with ones and zeros, which the convention "matmul" does count.
+"""
 
 import dataclasses
 import math
@@ -51,10 +68,8 @@ def count(
       model: a model, or a name for `create_model`; the other arguments change it.
       reducer: see `create_model`; None for the model's own, or none.
       keep_rate: see `create_model`; None for the reducer's own.
-      convention: "torchprofile" is what the papers print: linear maps and products, one for each
-        output of an elementwise product, a norm or a mean, nothing for softmax, GELU, sums,
-        distances, sorts and gathers. "matmul" is all products and convolutions of the traced
-        program and nothing else.
+      convention: "torchprofile" is what the papers print, see this module's head. "matmul" is all
+        products and convolutions of the traced program and nothing else.
       **settings: see `create_model`.
 
     Raises:
@@ -123,16 +138,51 @@ def _variables(model: VisionTransformer) -> PyTree:
 def multiply_adds(model: VisionTransformer) -> int:
     """`count`'s multiply-adds by torchprofile's convention, in no time: nothing is traced."""
     shape, d = model.shape, model.width
-    total = shape.patches * model.patch_size**2 * model.in_channels * d
     n = shape.patches
+    total = n * model.patch_size**2 * model.in_channels * d
+    total += (n + shape.prefix) * d if model.pre_norm else 0
     for layer, block in enumerate(model.schedule):
-        t, m = block.attention + shape.prefix, block.mlp + shape.prefix
-        total += 4 * t * d * d + 2 * t * t * d + shape.num_heads * t * t + t * d
-        total += 2 * m * d * model.mlp_hidden + m * d
+        total += _attention(model, block.attention)
+        total += (block.mlp + shape.prefix) * _mlp(model)
         total += model.reducer.macs(layer, n, shape)
         n = block.out
-    heads = 2 if model.distilled else 1
-    return total + (n + shape.prefix) * d + heads * d * model.num_classes
+    return total + _head(model, n)
+
+
+def _attention(model: VisionTransformer, n: int) -> int:
+    """Of a block whose attention sees n patch tokens."""
+    shape, d = model.shape, model.width
+    t = n + shape.prefix
+    # The norm, four linear maps, two products and the scale between them.
+    total = t * d + 4 * t * d * d + 2 * t * t * d + shape.num_heads * t * t
+    total += t * d if model.layer_scale else 0
+    if model.rotary is not None:
+        moved = n < shape.patches
+        total += 4 * t * d + (n * (2 + d // shape.num_heads // 2) if moved else 0)
+    return total
+
+
+def _mlp(model: VisionTransformer) -> int:
+    """Of a token in a block."""
+    d, hidden = model.width, model.mlp_hidden
+    # The norm, two linear maps, of which a gated first makes twice as much, and the gate.
+    total = d + 2 * d * hidden + ((d * hidden + hidden) if model.gated_mlp else 0)
+    return total + (hidden if model.mlp_norm else 0) + (d if model.layer_scale else 0)
+
+
+def _head(model: VisionTransformer, n: int) -> int:
+    """Behind the last block, of n patch tokens."""
+    d, t, pooled = model.width, n + model.shape.prefix, model.width
+    # Of the tokens, or of the pooled vector.
+    total = d if model.fc_norm else t * d
+    if model.pooling.endswith("avg"):
+        total += n * d
+    if model.pooling == "token_avg":
+        pooled = 2 * d
+    if model.pooling == "map":
+        # The query and its scale; keys, values and their products; projection, norm and MLP.
+        total += d * d + d + 2 * t * d * d + 2 * t * d + d * d + d + 2 * d * model.mlp_hidden
+    return total + (2 if model.distilled else 1) * pooled * model.num_classes
 
 
 def _matmul(model: VisionTransformer) -> int:

@@ -4,7 +4,7 @@ A device needs at least `operations / peak` to compute and `bytes / bandwidth` t
 of the two bounds a forward pass from below (Williams et al., "Roofline", CACM 2009). Operations are
 two a multiply-add (`costs.multiply_adds`). Bytes are what a well-fused program moves: the weights
 once a batch; and for each token what the linear maps and the attention of a block read and write,
-with norms, GELU and residual sums fused into them, and no n x n map.
+with norms, activations, gates, rotations and residual sums fused into them, and no n x n map.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,9 @@ def moved_bytes(model: VisionTransformer, batch_size: int, itemsize: int) -> flo
       batch_size: images that share one reading of the weights.
       itemsize: bytes of a weight and of an activation.
     """
-    d, hidden, prefix = model.width, model.mlp_hidden, model.shape.prefix
+    d, prefix = model.width, model.shape.prefix
+    # A gate is fused into the map that reads it: gate and value are written, and read.
+    hidden = model.mlp_hidden * (1 + model.gated_mlp)
     height, width = model.image_size
     # Patches are read, tokens written.
     total = height * width * model.in_channels + model.shape.patches * d
@@ -42,6 +44,12 @@ def moved_bytes(model: VisionTransformer, batch_size: int, itemsize: int) -> flo
         total += (block.attention + prefix) * 11 * d
         # Each map of the MLP: in and out; the residual.
         total += (block.mlp + prefix) * (3 * d + 2 * hidden)
+    # The pooling head: keys and values, d in, 2d out, and its attention, 2d in. A mean: d in.
+    tokens = model.schedule[-1].out
+    if model.pooling == "map":
+        total += (tokens + prefix) * 5 * d
+    elif model.pooling.endswith("avg"):
+        total += tokens * d
     return itemsize * (total + costs.parameters(model) / batch_size)
 
 

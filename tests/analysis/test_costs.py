@@ -1,7 +1,10 @@
 """Costs against the integers in the authors' logs, and against the lowered program."""
 
+import dataclasses
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ import pytest
 from tdm_jax import create_model, make_reducer
 from tdm_jax.analysis import costs
 from tdm_jax.errors import InputError
+from tdm_jax.models.rotary import Rotary
+from tdm_jax.reduction.sliced import Sliced
 
 SMALL = "deit_small_patch16_224"
 TINY = {
@@ -75,10 +80,110 @@ def test_matmul_convention_has_a_closed_form_without_reduction():
 @pytest.mark.parametrize("name", ["none", "topk", "evit", "tdm", "evit+tdm"])
 def test_matmul_convention_counts_the_lowered_program(name):
     model = create_model("vit", name, None if name == "none" else 0.5, **tiny(name))
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    assert costs.count(model, convention="matmul").macs == lowered(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A small transformer, and the elementwise products, norms and means that it has beside DeiT's.
+
+    Attributes:
+      settings: beside `SIZES`.
+      attention: of each token in a block's attention.
+      mlp: of each token in its MLP.
+      ends: before the first block and behind the last, of the n patch tokens that leave it.
+    """
+
+    settings: dict[str, Any]
+    ends: Callable[[int], int]
+    attention: int = 0
+    mlp: int = 0
+
+
+D, HIDDEN, SIZES = 16, 40, {"image_size": (16, 24), "patch_size": 4, "depth": 3, "num_heads": 2}
+SIZES |= {"width": D, "mlp_ratio": 2.5, "num_classes": 3}
+GATED = {"gated_mlp": True, "activation": "silu", "qkv_bias": "qv"}
+FAMILIES = {
+    # Four products a channel turn queries and keys; the factors of two branches; the gate.
+    "dinov3": Family(
+        {**GATED, "num_registers": 4, "layer_scale": True, "positions": "none",
+         "rotary": Rotary(), "num_classes": 0},
+        lambda n: (5 + n) * D, 4 * D + D, D + HIDDEN,
+    ),
+    # The gate and the norm behind it; one vector is normed.
+    "eva02": Family(
+        {**GATED, "mlp_norm": True, "rotary": Rotary(1e4, True, 16), "pool": "avg",
+         "fc_norm": True},
+        lambda n: D, 4 * D, 2 * HIDDEN,
+    ),
+    "dinov2": Family(
+        {"layer_scale": True, "pool": "token_avg"}, lambda n: (1 + n) * D, D, D
+    ),
+    # The final norm; the query's scale and the norm before the head's MLP.
+    "siglip": Family(
+        {"class_token": False, "pool": "map", "num_classes": 0}, lambda n: n * D + 2 * D
+    ),
+    # A norm at either end.
+    "clip": Family(
+        {"pre_norm": True, "patch_bias": False, "head_bias": False},
+        lambda n: 25 * D + (1 + n) * D,
+    ),
+    "mae": Family({"pool": "avg", "fc_norm": True}, lambda n: D),
+}  # fmt: skip
+
+
+def of_family(name, reducer="none"):
+    return create_model("vit", reducer, **{**SIZES, **FAMILIES[name].settings})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sliced", [False, True])
+def test_beside_its_products_a_family_counts_its_elementwise_terms(family, sliced):
+    """Its `matmul` count is the program's; `Sliced` has a method's counts and no cost."""
+    like = make_reducer("tdm", counts=(11, 6), layers=(0, 1))
+    model = of_family(family, Sliced(like=like) if sliced else "none")
+    extra, prefix = FAMILIES[family], model.shape.prefix
+    enter, leave = ((24, 11, 6), (11, 6, 6)) if sliced else ((24, 24, 24), (24, 24, 24))
+    expected = extra.ends(leave[-1])
+    for n, m in zip(enter, leave, strict=True):
+        t = prefix + n
+        # A norm and the scale of two heads' logits; a norm.
+        expected += t * (D + extra.attention) + 2 * t * t
+        expected += (prefix + m) * (D + extra.mlp)
+    if sliced and model.rotary is not None:
+        # A token that has moved has two means and four angles; its place is a product with zeros
+        # and ones over the patches.
+        expected += sum(n * (2 + 4) - 24 * n * 2 for n in enter[1:])
+    if sliced and model.pooling.endswith("avg"):
+        # So are the sizes that weigh the mean.
+        expected -= 24 * 11 + 11 * 6
+    products = costs.count(model, convention="matmul").macs
+    assert costs.multiply_adds(model) - products == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["none", "tdm", "tome"])
+def test_matmul_convention_counts_the_lowered_program_of_a_family(family, name):
+    reducer = make_reducer(name, **({} if name == "none" else {"counts": (14,), "layers": (1,)}))
+    model = of_family(family, reducer)
+    assert costs.count(model, convention="matmul").macs == lowered(model)
+
+
+def test_the_pooling_heads_query_costs_its_products_with_the_tokens():
+    reducer = make_reducer("topk", importance="pool", counts=(11, 6), layers=(0, 1))
+    model, free = of_family("siglip", reducer), of_family("siglip", Sliced(like=reducer))
+    own = costs.multiply_adds(model) - costs.multiply_adds(free)
+    # The norms, the means over two heads; once the norm's scale and the logits' in the query.
+    elementwise = (24 + 11) * (D + 1) + 2 * 2 * D
+    products = [costs.count(m, convention="matmul").macs for m in (model, free)]
+    assert own - elementwise == products[0] - products[1] == (24 + 11) * 2 * D + 2 * D * D
+
+
+def lowered(model):
+    """The multiply-adds of the program that the compiler gets."""
+    images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    text = jax.jit(model.apply).lower(variables, images).as_text()
-    assert costs.count(model, convention="matmul").macs == lowered_products(text)
+    return lowered_products(jax.jit(model.apply).lower(variables, images).as_text())
 
 
 def tiny(name):

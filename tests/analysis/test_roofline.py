@@ -34,6 +34,19 @@ def test_bytes_by_hand():
     assert moved_bytes(MODEL, 10, 2) == pytest.approx(2 * (activations + weights / 10))
 
 
+def test_bytes_of_gates_and_of_what_pools_by_hand():
+    def activations(**settings):
+        model = MODEL.clone(**settings)
+        return moved_bytes(model, 10, 2) - 2 * costs.parameters(model) / 10
+
+    plain = activations()
+    # The gate is written by one map and read by the other, of 3 tokens in both blocks.
+    assert activations(gated_mlp=True) - plain == pytest.approx(2 * (3 + 3) * 2 * 32)
+    # Keys and values of 2 patches and the class token, and the attention to them; the mean of 2.
+    assert activations(pool="map") - plain == pytest.approx(2 * 3 * 5 * 8)
+    assert activations(pool="avg") - plain == pytest.approx(2 * 2 * 8)
+
+
 @pytest.mark.parametrize(
     ("peak", "bandwidth", "bound"), [(1e3, 1e12, "compute"), (1e12, 1e3, "memory")]
 )
