@@ -1,5 +1,6 @@
 """The command that converts, and checkpoint/conversion.py: what they write, print, and refuse."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,40 @@ def test_reducer_and_preprocessing_go_along(reducer, tiny_model, tmp_path):
         again, same = load_pretrained(tmp_path / name)
         assert again == model
         _equal(same, variables)
+
+
+@pytest.mark.parametrize("format", ["timm", "hugging_face", "orbax"])
+def test_formats(format, tiny_model, tmp_path):
+    model, variables = tiny_model("tdm", 0.5, layers=(1,))
+    save_model(tmp_path / "a", describe(model), variables)
+    convert(tmp_path / "a", tmp_path / "b", format=format)
+    with pytest.raises(InputError, match="exists; expected a new name, or --overwrite"):
+        convert(tmp_path / "a", tmp_path / "b", format=format)
+    convert(tmp_path / "a", tmp_path / "b", format=format, overwrite=True)
+    again, same = load_pretrained(tmp_path / "b")
+    assert again == model
+    _equal(same, variables)
+
+
+def test_format_and_name_disagree(tmp_path):
+    with pytest.raises(InputError, match="--format=hugging_face writes a folder; got"):
+        convert(GOLDENS / "hf_vit", tmp_path / "a.safetensors", format="hugging_face")
+    with pytest.raises(InputError, match="unknown format 'flax'"):
+        convert(GOLDENS / "hf_vit", tmp_path / "a", format="flax")
+
+
+def test_command_of_a_format(tmp_path):
+    done = _run(
+        f"--input={GOLDENS / 'hf_vit'}", f"--output={tmp_path / 'a'}", "--format=hugging_face",
+        "--num_classes=0", "--activation=gelu_tanh", "--layer_norm_eps=1e-5", "--pool=token",
+        "--interpolation=bicubic",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_pretrained(tmp_path / "a")[0].activation == "gelu_tanh"
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"]
+    assert config["hidden_act"] == "gelu_pytorch_tanh"
+    assert config["layer_norm_eps"] == 1e-5
 
 
 def test_another_resolution(tmp_path):

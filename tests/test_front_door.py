@@ -20,8 +20,8 @@ def folder(tiny_model, tmp_path, monkeypatch):
     with contextlib.closing(Store("runs/digits/checkpoints")) as store:
         store.save(2, {"step": np.int32(2), "params": variables, "ema": {}, "opt_state": {}})
     (tmp_path / "runs" / "digits" / "model.json").write_text(json.dumps(describe(model)))
-    _, variables = tiny_model(depth=12, width=64, num_heads=1, image_size=32)
-    write_state_dict(tmp_path / "deit_small.pth", to_state_dict(variables))
+    model, variables = tiny_model(depth=12, width=64, num_heads=1, image_size=32)
+    write_state_dict(tmp_path / "deit_small.pth", to_state_dict(model, variables))
     return tmp_path
 
 

@@ -1,35 +1,58 @@
-"""Parameters back to PyTorch's world, with timm's names: the exact inverse of loading."""
+"""Models for other programs: a file or folder of timm's, a folder of Hugging Face's."""
 
 import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors.numpy import save_file
 
 from tdm_jax.checkpoint.descriptions import describe
-from tdm_jax.checkpoint.names import Naming, to_torch
+from tdm_jax.checkpoint.hugging_face import processor_config, to_hugging_face
+from tdm_jax.checkpoint.names import REDUCER
+from tdm_jax.checkpoint.rewriting import Params
+from tdm_jax.checkpoint.timm import timm_config, to_timm
 from tdm_jax.errors import InputError
 from tdm_jax.files import replacing
 from tdm_jax.models.vit import VisionTransformer
 
 METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
+_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # of a folder
 
 
-def to_state_dict(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+def to_state_dict(model: VisionTransformer, variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """Parameters as timm names and lays them out: what `model.load_state_dict` takes there.
 
     A learned reducer's weights keep their path ("reducer/...").
 
+    Args:
+      model: whose variables these are.
+      variables: what `model.init` returned.
+
     Raises:
-      InputError: the tree is not that of a vision transformer.
+      InputError: the tree is not that of a vision transformer, or timm has no such model.
+    """
+    return to_timm(model, flat(variables))[1]
+
+
+def flat(variables: dict[str, Any]) -> Params:
+    """Parameters by path.
+
+    Raises:
+      InputError: there are none.
     """
     if "params" not in variables:
         names = sorted(variables)
         raise InputError(f"expected what model.init returns, with 'params'; got {names}")
-    return to_torch(Naming("timm"), traverse_util.flatten_dict(variables["params"], sep="/"))
+    tree = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: np.asarray(value) for path, value in tree.items()}
 
 
 def save_safetensors(
@@ -51,12 +74,104 @@ def save_safetensors(
       overwrite: replace a file that exists, once the new one is complete.
 
     Raises:
-      InputError: the file exists or cannot be written, or the tree is another.
+      InputError: the file exists or cannot be written, the tree is another, or timm has no such
+        model.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists (--overwrite would replace it); expected a new name")
-    metadata = {"format": "pt", METADATA: json.dumps(describe(model))}
-    arrays = to_state_dict(variables)
+    model, arrays = to_timm(model, flat(variables))
     with replacing(path) as beside:
-        save_file(arrays, beside, metadata)
+        _write(beside, model, arrays)
+
+
+def _write(path: Path, model: VisionTransformer, arrays: dict[str, np.ndarray]) -> None:
+    save_file(arrays, path, {"format": "pt", METADATA: json.dumps(describe(model))})
+
+
+def save_timm(
+    path: str | PathLike[str],
+    model: VisionTransformer,
+    variables: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder that timm opens as `local-dir:`, and `load_pretrained` as any other.
+
+    Args:
+      path: of the folder; it must not exist unless `overwrite` and one like it is there.
+      model: whose variables these are.
+      variables: what `model.init` returned.
+      overwrite: replace a folder that exists, once the new one is complete.
+
+    Raises:
+      InputError: as `save_safetensors`.
+    """
+    model, arrays = to_timm(model, flat(variables))
+    config = timm_config(model)
+    with _replacing_folder(Path(path), overwrite=overwrite) as folder:
+        _write(folder / "model.safetensors", model, arrays)
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def save_hugging_face(
+    path: str | PathLike[str],
+    model: VisionTransformer,
+    variables: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder that the model's class in transformers loads, and `load_pretrained` as well.
+
+    Args:
+      path: of the folder; it must not exist unless `overwrite` and one like it is there.
+      model: whose variables these are.
+      variables: what `model.init` returned.
+      overwrite: replace a folder that exists, once the new one is complete.
+
+    Raises:
+      InputError: as `save_safetensors`; or transformers has no such model, nor a place for the
+        weights of a learned reducer.
+    """
+    params = flat(variables)
+    if any(name.startswith(REDUCER) for name in params):
+        raise InputError(
+            f"Hugging Face has no place for the weights of {type(model.reducer).__name__}: "
+            "expected another --format"
+        )
+    model, config, arrays = to_hugging_face(model, params)
+    with _replacing_folder(Path(path), overwrite=overwrite) as folder:
+        _write(folder / "model.safetensors", model, arrays)
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        if model.preprocessing is not None:
+            processor = processor_config(model.preprocessing, model.image_size)
+            (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+
+
+def is_exported(path: str | PathLike[str]) -> bool:
+    """Whether this is a folder with what the writers of this module write and nothing else."""
+    folder = epath.Path(path)
+    names = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
+    return names >= set(_FILES[:2]) and names <= set(_FILES)
+
+
+@contextmanager
+def _replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `path` at the end; an error leaves no trace."""
+    if path.exists() and not (overwrite and is_exported(path)):
+        hint = "not an exported model, so it stays" if overwrite else "--overwrite would replace it"
+        raise InputError(f"{path} exists ({hint}); expected a new name")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; expected a writable folder"
+        ) from error
+    try:
+        yield beside
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

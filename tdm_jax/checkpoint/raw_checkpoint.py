@@ -4,7 +4,6 @@ Nothing is renamed here; `names` knows what the names mean.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -13,8 +12,9 @@ import numpy as np
 from etils import epath
 
 from tdm_jax.checkpoint.descriptions import from_hugging_face, from_ours, from_timm
-from tdm_jax.checkpoint.export import METADATA, to_state_dict
-from tdm_jax.checkpoint.lazy_arrays import LazyArrays, read_npz, read_safetensors, read_shards
+from tdm_jax.checkpoint.export import METADATA, flat
+from tdm_jax.checkpoint.lazy_arrays import read_npz, read_safetensors, read_shards
+from tdm_jax.checkpoint.names import Naming, to_torch
 from tdm_jax.checkpoint.saved_model import is_saved_model, load_model
 from tdm_jax.checkpoint.torch_file import read_torch_file
 from tdm_jax.checkpoint.workdir import is_workdir, load_workdir
@@ -116,7 +116,7 @@ def _from_model(
     path: epath.Path, description: dict[str, Any], variables: dict[str, Any]
 ) -> RawCheckpoint:
     try:
-        arrays = to_state_dict(variables)
+        arrays = to_torch(Naming("timm"), flat(variables))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return RawCheckpoint(str(path), arrays, from_ours(path, description))
@@ -132,13 +132,17 @@ def _from_folder(path: epath.Path) -> RawCheckpoint:
             f"{_some(child.name for child in path.iterdir()) or 'nothing'}"
         )
     config = read_json(path / "config.json")
-    arrays = _read(files[0]) if files[0].suffix != ".json" else read_shards(files[0], _read)
+    if files[0].suffix == ".safetensors":
+        checkpoint = _from_safetensors(files[0])
+        if checkpoint.description:  # ours says more than a config.json can
+            return checkpoint
+        arrays = checkpoint.arrays
+    else:
+        arrays = _read(files[0]) if files[0].suffix != ".json" else read_shards(files[0], _read)
     if "pretrained_cfg" in config:
         return RawCheckpoint(str(path), arrays, from_timm(path, config))
     processor = path / "preprocessor_config.json"
     processing = read_json(processor) if processor.is_file() else None
-    if not config.get("qkv_bias", True):
-        arrays = _with_zero_biases(arrays)
     return RawCheckpoint(str(path), arrays, from_hugging_face(path, config, processing))
 
 
@@ -146,14 +150,3 @@ def _read(path: epath.Path) -> Mapping[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     return _state_dict(path, read_torch_file(path))
-
-
-def _with_zero_biases(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    # qkv_bias=False: there are none in the file, which is the same as zeros.
-    pattern = re.compile(r"attention\.(attention\.(query|key|value)|[qkv]_proj)\.weight$")
-    zeros = {
-        name.removesuffix("weight") + "bias": np.zeros(array.shape[:1], array.dtype)
-        for name, array in arrays.items()
-        if pattern.search(name)
-    }
-    return LazyArrays({**zeros, **arrays})

@@ -43,7 +43,8 @@ def test_safetensors_with_bfloat16(tmp_path):
 def test_hugging_face_folder():
     checkpoint = read_raw_checkpoint(GOLDENS / "hf_vit")
     assert checkpoint.description == {
-        "image_size": (64, 64), "num_heads": 3, "num_classes": 10, "layer_norm_eps": 1e-6
+        "image_size": (64, 64), "num_heads": 3, "num_classes": 10, "layer_norm_eps": 1e-6,
+        "activation": "gelu",
     }  # fmt: skip
     assert "vit.encoder.layer.0.attention.attention.query.weight" in checkpoint.arrays
 
