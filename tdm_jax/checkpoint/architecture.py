@@ -63,6 +63,8 @@ def architecture(
     shared = ("image_size", "num_classes", "reducer")
     own = {name: value for name, value in description.items() if name not in shared}
     fields |= defaults(naming, arrays, fields) | own
+    if fields["pool"] == ("token" if fields["class_token"] else "avg"):
+        fields["pool"] = None  # as a model says it that was made by name
     if {**fields, **settings}["num_heads"] is None:
         raise InputError(
             f"{checkpoint.path}: the number of heads cannot be told from the width "

@@ -29,9 +29,7 @@ _UNTOLD = (
 )  # fmt: skip
 _TIMM_POOLS = ("token", "avg", "map", "")
 # Models of timm that have the same arrays as a family here, and compute something else with them.
-_UNLIKE = re.compile(
-    r"rope|_pe_|beit|enormous|flexivit"
-)
+_UNLIKE = re.compile(r"rope|_pe_|beit|enormous|flexivit")
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -97,13 +95,12 @@ def from_hugging_face(
     file, kind = f"{path}/config.json", config.get("model_type")
     if kind not in _CLASSES:
         raise InputError(
-            f"{file}: model_type {kind!r} is another architecture; expected "
-            f"{', '.join(_CLASSES)}"
+            f"{file}: model_type {kind!r} is another architecture; expected {', '.join(_CLASSES)}"
         )
     vision = config.get("vision_config", config)  # of a whole model with a text tower
     if not isinstance(vision, Mapping):
         raise InputError(f"{file}: expected vision_config as an object; got {vision!r}")
-    values = _CLASSES[kind]._asdict() | vision
+    values = {**_CLASSES[kind]._asdict(), **vision}
     known: dict[str, Any] = {
         "num_heads": _number(path, values, "num_attention_heads", int),
         "layer_norm_eps": _number(path, values, "layer_norm_eps", float),

@@ -1,8 +1,7 @@
 """Matches a checkpoint's arrays with the parameters of a model, and lists what does not fit."""
 
 import math
-from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -39,9 +38,7 @@ class WeightLoader:
         self._arrays: Mapping[str, np.ndarray] = checkpoint.arrays
         if extra_weights is not None:
             weights = {"reducer": model.reducer.import_weights(dict(extra_weights))}
-            stored = [name for name in self._arrays if not name.startswith(REDUCER)]
-            own = traverse_util.flatten_dict(weights, sep="/")
-            self._arrays = ChainMap(own, {name: self._arrays[name] for name in stored})
+            self._arrays = _Replaced(traverse_util.flatten_dict(weights, sep="/"), self._arrays)
         self._mappings = naming.mappings(model.depth)
         self._fresh: tuple[str, ...] = _HEADS if reset_head else ()
         if fresh_reducer and not any(name.startswith(REDUCER) for name in self._arrays):
@@ -140,6 +137,26 @@ class WeightLoader:
         if {text.split(" ")[0] for names in found.values() for text in names} <= of_heads:
             listed.append("reset_head starts with a fresh head")
         raise InputError(f"{self._path} does not fit the model; {'; '.join(listed)}")
+
+
+class _Replaced(Mapping[str, Any]):
+    """A checkpoint with other weights for the reducer."""
+
+    def __init__(self, reducer: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        self._reducer, self._arrays = reducer, arrays
+        kept = [name for name in arrays if not name.startswith(REDUCER)]
+        self._names = dict.fromkeys([*reducer, *kept])
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._reducer[name] if name in self._reducer else self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _fresh_head(path: str, shape: tuple[int, ...], i: int) -> Array:

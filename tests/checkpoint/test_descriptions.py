@@ -17,7 +17,9 @@ from tdm_jax.checkpoint import (
     save_model,
     save_safetensors,
 )
+from tdm_jax.checkpoint.descriptions import from_hugging_face
 from tdm_jax.errors import InputError
+from tdm_jax.models.rotary import Rotary
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 DEIT = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, "bicubic")
@@ -193,6 +195,44 @@ class TestHuggingFace:
         with pytest.raises(InputError, match=message) as error:
             load(processor if isinstance(processor, str) else HF_DEIT | processor)
         assert "\n" not in str(error.value)
+
+
+class TestHuggingFaceClasses:
+    """What a configuration leaves out is the default of its class in transformers 5.23."""
+
+    @pytest.mark.parametrize(
+        ("kind", "activation", "epsilon", "heads"),
+        [
+            ("vit", "gelu", 1e-12, 12),
+            ("vit_mae", "gelu", 1e-12, 12),
+            ("dinov2", "gelu", 1e-6, 12),
+            ("dinov2_with_registers", "gelu", 1e-6, 12),
+            ("dinov3_vit", "gelu", 1e-5, 6),
+            ("siglip_vision_model", "gelu_tanh", 1e-6, 12),
+            ("siglip2", "gelu_tanh", 1e-6, 12),
+            ("clip", "quick_gelu", 1e-5, 12),
+        ],
+    )
+    def test_defaults(self, kind, activation, epsilon, heads):
+        known = from_hugging_face("x", {"model_type": kind}, None)
+        assert known["activation"] == activation
+        assert (known["layer_norm_eps"], known["num_heads"]) == (epsilon, heads)
+        assert ("rotary" in known) == (kind == "dinov3_vit")
+
+    def test_a_whole_models_vision_tower(self):
+        vision = {"hidden_act": "gelu", "num_attention_heads": 16, "image_size": 384}
+        config = {"model_type": "clip", "vision_config": vision, "projection_dim": 512}
+        known = from_hugging_face("x", config | {"num_attention_heads": 8}, None)
+        assert (known["activation"], known["num_heads"]) == ("gelu", 16)
+        assert known["image_size"] == (384, 384)
+
+    def test_a_gate_is_silu_whatever_is_said(self):
+        config = {"model_type": "dinov2", "hidden_act": "gelu", "use_swiglu_ffn": True}
+        assert from_hugging_face("x", config, None)["activation"] == "silu"
+
+    def test_rotary_temperature(self):
+        known = from_hugging_face("x", {"model_type": "dinov3_vit", "rope_theta": 50.0}, None)
+        assert known["rotary"] == Rotary(50.0)
 
 
 class TestTimm:

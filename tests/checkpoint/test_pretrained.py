@@ -26,7 +26,6 @@ from tdm_jax.checkpoint import (
     save_model,
     save_safetensors,
 )
-
 from tdm_jax.errors import InputError
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.reduction import REDUCERS, make_reducer
