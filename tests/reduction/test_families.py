@@ -1,0 +1,317 @@
+"""Every method in the families that differ from DeiT in where tokens stand and what reads them.
+
+A program each, of a small network; what a method must be in any transformer is in test_common.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from tdm_jax import create_model, make_reducer
+from tdm_jax.errors import InputError
+from tdm_jax.models.rotary import Rotary
+from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.reduction import StageReducer, list_reducers, plan
+from tdm_jax.reduction.registry import REDUCERS
+
+GRID, WIDTH, HEADS, BATCH = (4, 6), 32, 2, 2
+PATCHES = GRID[0] * GRID[1]
+PLACES = np.indices(GRID).reshape(2, -1).T.astype(np.float32)
+IMAGES = jax.random.normal(jax.random.key(1), (BATCH, 16, 24, 3))
+QUICKLY = {"xla_backend_optimization_level": 0}
+SIZES = dict(image_size=(16, 24), patch_size=4, width=WIDTH, depth=3, num_heads=HEADS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Rotary):
+    """Tells where each block has been told that the tokens are."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def rotation(self, positions, grid, prefix, channels):
+        self.seen.append(positions)
+        return super().rotation(positions, grid, prefix, channels)
+
+
+FAMILIES = {
+    # A class token and registers, neither placed.
+    "dinov3": dict(num_registers=4, qkv_bias="qv", gated_mlp=True, activation="silu",
+                   layer_scale=True, positions="none", rotary=Watched(), num_classes=0),
+    "siglip": dict(class_token=False, pool="map", activation="gelu_tanh", num_classes=0),
+    "mae": dict(pool="avg", fc_norm=True, num_classes=5),
+    "clip": dict(pre_norm=True, patch_bias=False, activation="quick_gelu", head_bias=False,
+                 num_classes=5),
+}  # fmt: skip
+
+
+def stages(name: str, **settings: Any) -> Any:
+    return make_reducer(name, counts=(15, 9), layers=(1, 2), **settings)
+
+
+ALL = tuple(range(PATCHES))
+METHODS = {
+    **{name: stages(name) for name, kind in REDUCERS.items() if issubclass(kind, StageReducer)},
+    "tdm": stages("tdm"),
+    "tdm/shift": stages("tdm", importance="shift"),
+    "tdm/pool": stages("tdm", importance="pool"),
+    "evovit": make_reducer("evovit", keep_rate=0.5, layers=(1, 2)),
+    "avit": make_reducer("avit", scale=2.0, center=1.0, counts=(15, 9)),
+    "psvit": make_reducer("psvit", sets=(ALL, ALL[::2], ALL[6::2], ALL[14::2])),
+}  # fmt: skip
+NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2"}
+BY_POSITION = {"random", "tome", "ats", "psvit"}  # or by chance
+CASES = [
+    *(("dinov3", name) for name in METHODS if name != "tdm/pool"),
+    *(("siglip", name) for name in METHODS if name not in NEED_CLASS_TOKEN),
+    # Means weigh what has been fused, merged, packed, brought back, or left empty.
+    *(("mae", name) for name in ("evit", "tdm", "tome", "sit", "spvit", "ats", "avit")),
+    *(("clip", name) for name in ("tdm/shift", "evovit")),
+]
+
+
+def family_model(family, reducer="none"):
+    return create_model("vit", reducer, **{**SIZES, **FAMILIES[family]})
+
+
+@functools.cache
+def variables(model):
+    """Larger than at initialisation, so that attention is uneven."""
+    draw = np.random.default_rng(2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * draw.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+
+
+class Case:
+    """A method in a family: what it answers, and where it says that tokens are in each block."""
+
+    def __init__(self, family, name):
+        self.family, self.name = family, name
+        self.model = family_model(family, METHODS[name])
+        # A method without weights of its own has the family's.
+        learned = self.model.reducer.learned
+        self.params = variables(self.model if learned else family_model(family))
+
+    def forward(self, params, images):
+        Watched.seen.clear()
+        everywhere = tuple(range(self.model.depth))
+        out, info = self.model.apply(params, images, return_info=True, intermediates=everywhere)
+        return out, info, list(Watched.seen)
+
+    @functools.cached_property
+    def compiled(self):
+        return jax.jit(self.forward).lower(self.params, IMAGES).compile(QUICKLY)
+
+    @functools.cached_property
+    def answer(self):
+        return self.compiled(self.params, IMAGES)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request):
+    return Case(*request.param)
+
+
+def test_the_source_map_is_a_partition_and_the_prefix_passes(case):
+    out, info, _ = case.answer
+    assert np.isfinite(out).all()
+    schedule = plan(case.model.reducer, case.model.shape)
+    assert info.token_counts == tuple(block.out for block in schedule)
+    for block, stage in zip(schedule, info.intermediates, strict=True):
+        assert stage.features.shape == (BATCH, case.model.shape.prefix + block.out, WIDTH)
+        for assign, size in zip(np.asarray(stage.assign), np.asarray(stage.size), strict=True):
+            counted = np.bincount(assign[assign >= 0], minlength=block.out)
+            np.testing.assert_array_equal(counted, size)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(case):
+    others = case.compiled(case.params, IMAGES.at[1].multiply(3.0))
+    np.testing.assert_array_equal(others[0][0], case.answer[0][0])
+    np.testing.assert_array_equal(others[1].assign[0], case.answer[1].assign[0])
+
+
+def test_permuting_the_patches_changes_nothing_but_order(case):
+    if case.name in BY_POSITION or case.family == "dinov3":
+        return  # whose positions are no parameters
+    order = np.random.default_rng(3).permutation(PATCHES)
+    (rows, columns), side = GRID, 4
+    patches = IMAGES.reshape(BATCH, rows, side, columns, side, 3).swapaxes(2, 3)
+    patches = patches.reshape(BATCH, PATCHES, side, side, 3)[:, order]
+    images = patches.reshape(BATCH, rows, columns, side, side, 3).swapaxes(2, 3)
+    position = case.params["params"]["pos_embed"]
+    placed = position.shape[1] - PATCHES
+    moved = jnp.concatenate([position[:, :placed], position[:, placed:][:, order]], axis=1)
+    params = {"params": {**case.params["params"], "pos_embed": moved}}
+    out, info, _ = case.compiled(params, images.reshape(IMAGES.shape))
+    before, old, _ = case.answer
+    np.testing.assert_allclose(out, before, atol=1e-4)
+    stands = gather_tokens(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
+    stood = gather_tokens(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
+    alive = np.asarray(info.assign) >= 0
+    np.testing.assert_array_equal(alive, np.asarray(old.assign)[:, order] >= 0)
+    np.testing.assert_allclose(np.asarray(stands)[alive], np.asarray(stood)[alive], atol=1e-4)
+
+
+def of_family(family):
+    pairs = [pair for pair in CASES if pair[0] == family]
+    return pytest.mark.parametrize("case", pairs, ids="-".join, indirect=True)
+
+
+@of_family("dinov3")
+def test_a_token_stands_at_the_mean_of_its_patches(case):
+    _, info, positions = case.answer
+    schedule = plan(case.model.reducer, case.model.shape)
+    assert len(positions) == len(schedule)
+    np.testing.assert_array_equal(positions[0][0], PLACES)
+    for layer in (1, 2):
+        where = np.broadcast_to(positions[layer], (BATCH, *positions[layer].shape[1:]))
+        assert where.shape == (BATCH, schedule[layer].attention, 2)
+        if case.name == "evovit":
+            # All patches are back behind the block: those within it are patches, each itself.
+            assert all(len({*map(tuple, image)} & {*map(tuple, PLACES)}) == 12 for image in where)
+            continue
+        before = isinstance(case.model.reducer, StageReducer) and case.model.reducer.before
+        assign = np.asarray(info.intermediates[layer - (not before)].assign)
+        for image, owners in zip(where, assign, strict=True):
+            for token, place in enumerate(image):
+                own = PLACES[owners == token]
+                if len(own) == 1:
+                    np.testing.assert_array_equal(place, own[0])
+                elif len(own):
+                    np.testing.assert_allclose(place, own.mean(axis=0), rtol=1e-6)
+
+
+def norm(x, params):
+    spread = np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+    return (x - x.mean(axis=-1, keepdims=True)) / spread * params["scale"] + params["bias"]
+
+
+@of_family("mae")
+def test_a_mean_counts_a_token_as_often_as_it_stands_for_patches(case):
+    out, info, _ = case.answer
+    params = jax.tree.map(np.asarray, case.params["params"])
+    size = np.asarray(info.size) * (1 if info.valid is None else np.asarray(info.valid))
+    tokens = np.asarray(info.features)[:, info.prefix :]
+    mean = (size[..., None] * tokens).sum(axis=1) / size.sum(axis=1, keepdims=True)
+    expected = norm(mean, params["fc_norm"]) @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@of_family("siglip")
+def test_a_pooling_query_sees_sizes_where_the_attention_does(case):
+    out, info, _ = case.answer
+    params = jax.tree.map(np.asarray, case.params["params"]["attn_pool"])
+
+    def dense(x, name):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    def heads(x):
+        return x.reshape(*x.shape[:-1], HEADS, -1)
+
+    keys, values = map(heads, np.split(dense(np.asarray(info.features), "kv"), 2, axis=-1))
+    query = heads(dense(params["latent"][0, 0], "q"))
+    weight = np.exp(np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(WIDTH // HEADS))
+    if case.name == "tome":
+        assert np.asarray(info.size).max() > 1
+        weight = weight * np.asarray(info.size)[:, None]
+    share = weight / weight.sum(axis=-1, keepdims=True)
+    x = dense(np.einsum("bhn,bnhk->bhk", share, values).reshape(BATCH, WIDTH), "proj")
+    mlp = params["mlp"]
+    hidden = norm(x, params["norm"]) @ mlp["fc1"]["kernel"] + mlp["fc1"]["bias"]
+    hidden = np.asarray(jax.nn.gelu(hidden, approximate=True))
+    expected = x + hidden @ mlp["fc2"]["kernel"] + mlp["fc2"]["bias"]
+    np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("dinov3", "tdm/shift"), ("siglip", "tdm/pool"), ("mae", "tome"), ("clip", "evit")],
+)
+def test_gradients_are_finite_and_reach_the_patches(family, name):
+    model = family_model(family, METHODS[name])
+    params = variables(family_model(family))
+
+    def loss(params):
+        return (model.apply(params, IMAGES) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss)).lower(params).compile(QUICKLY)(params)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+    kernel = np.abs(gradient["params"]["patch_embed"]["proj"]["kernel"])
+    assert (kernel.max(axis=(0, 1, 2)) > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [("dinov3", "tome")], ids="-".join, indirect=True)
+def test_compiled_equals_eager_on_one_image(case):
+    out, info, positions = case.forward(case.params, IMAGES[:1])
+    expected, compiled, where = case.answer
+    np.testing.assert_allclose(out, expected[:1], atol=1e-4)
+    np.testing.assert_array_equal(info.assign, compiled.assign[:1])
+    for eager, place in zip(positions, where, strict=True):
+        np.testing.assert_array_equal(eager, place[:1])
+
+
+@functools.cache
+def program(model):
+    """What runs, without the method's own weights, and without what no answer needs."""
+    backbone = variables(model.clone(reducer=make_reducer("none")))["params"]
+    own = variables(model)["params"].get("reducer")
+
+    def apply(backbone, images):
+        params = backbone if own is None else {**backbone, "reducer": own}
+        return model.apply({"params": params}, images)
+
+    traced = jax.make_jaxpr(apply)(backbone, IMAGES).jaxpr
+    return str(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("dinov3", [name for name in METHODS if name not in ("avit", "psvit", "tdm/pool")]),
+        ("siglip", ["tome", "tdm/pool"]),
+        ("mae", ["tome", "evovit"]),
+    ],
+)
+def test_a_keep_rate_of_1_is_the_program_without_reduction(family, names):
+    for name in names:
+        reducer = METHODS[name].at_keep_rate(1.0)
+        if name == "evovit":
+            reducer = dataclasses.replace(reducer, head="class")
+        assert program(family_model(family, reducer)) == program(family_model(family)), name
+
+
+@pytest.mark.parametrize(
+    ("family", "reducer", "message"),
+    [
+        *(("siglip", name, "class token to go by; the model has none")
+          for name in ("evovit", "ats", "iared2", "psvit")),
+        ("siglip", "tdm/importance=class", "needs a class token and the model has none"),
+        ("dinov3", "tdm/importance=pool", "needs a pooling head and the model has none"),
+        ("mae", "evovit", "the model's reads 'avg'; expected head='class'"),
+        ("mae", "psvit", "the model's head reads 'avg'"),
+        ("dinov3", "evit/importance=shift/layers=all", "expected layers from 1"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_mean_is_refused_in_one_line(family, reducer, message):
+    name, *settings = reducer.split("/")
+    chosen = dict(setting.split("=") for setting in settings)
+    if name != "psvit":
+        chosen.setdefault("layers", (1, 2))
+    with pytest.raises(InputError, match=message) as refused:
+        family_model(family, make_reducer(name, **chosen))
+    assert "\n" not in str(refused.value)
+
+
+def test_every_method_runs_on_the_families_it_can():
+    names = {name for name in list_reducers() if not name.endswith("+tdm")} - {"none"}
+    assert names <= {name for family, name in CASES if family == "dinov3"}
+    assert names - NEED_CLASS_TOKEN <= {name for family, name in CASES if family == "siglip"}
