@@ -13,6 +13,7 @@ from tdm_jax import Preprocessing, checkpoint
 from tdm_jax.reduction.registry import REDUCERS
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/backbones.md", "docs/performance.md"]
 
 
 def code(document: str, containing: str) -> str:
@@ -54,7 +55,8 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
     model, variables = tiny_model("tdm", 0.5, layers=(1,))
     checkpoint.save_model(tmp_path / "digits", checkpoint.describe(model), variables)
     text = code("README.md", "load_pretrained")
-    for name, path in (("runs/digits", "digits"), ("deit_small.pth", "deit.safetensors")):
+    deit = "deit.safetensors"
+    for name, path in (("runs/digits", "digits"), ("dinov2-small", deit), ("deit_small.pth", deit)):
         assert name in text
         text = text.replace(name, str(tmp_path / path))
     namespace = {"images": np.zeros((1, 300, 200, 3), np.uint8)}
@@ -66,11 +68,12 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
     assert namespace["cost"].macs < 4_603_567_752
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
     named = re.findall(r"`((?:tdm_jax|configs|tests|launch)/[\w./]+)`", text)
-    named += re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    folder = Path(document).parent
+    named += [str(folder / link) for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
     for command in re.findall(r"python -m (tdm_jax(?:\.\w+)+)", text):
         named.append(command.replace(".", "/") + ".py")
     for row in re.findall(r"^\| `([\w.]+)` \|", section(text, "Commands"), re.MULTILINE):
@@ -79,7 +82,7 @@ def test_every_file_that_a_document_names_exists(document):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_know_the_flags_that_a_document_gives_them(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     for name, arguments in re.findall(r"python -m (tdm_jax(?:\.\w+)+)(.*)", text):
