@@ -100,7 +100,7 @@ class WeightLoader:
             prefix = shape[1] - self._model.shape.patches
             rule = self._model.interpolation
             value = resample_positions(value, prefix, self._grid, self._model.shape.grid, rule)
-        return jnp.asarray(value)
+        return jax.device_put(value)
 
     def _note(self, misfit: str, name: str) -> None:
         names = self._misfits.setdefault(misfit, [])
@@ -115,9 +115,10 @@ class WeightLoader:
         for path in self._mappings:
             if path.startswith(spared):
                 used |= set(self._mappings[path].sources)
-        for name in self._arrays:
+        for name, array in self._arrays.items():
             reducers = name.startswith(REDUCER) and not self._model.reducer.learned
-            if name not in used and not ignored(name) and not reducers:
+            # No register tokens are an empty array in DINOv3's files.
+            if name not in used and not ignored(name) and not reducers and array.size:
                 self._note("left over", name)
 
     def _check(self) -> None:

@@ -1,16 +1,18 @@
 """Arrays that stay on the disk until asked for, in each container; and containers that are bad."""
 
 import json
+import tracemalloc
 import weakref
 import zipfile
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from tdm_jax.checkpoint import read_state_dict
+from tdm_jax.checkpoint import load_pretrained, read_state_dict, save_safetensors
 from tdm_jax.checkpoint.lazy_arrays import Stored, read_npz, read_safetensors, read_shards
 from tdm_jax.errors import InputError
 
@@ -170,3 +172,19 @@ def test_bad_npz(save, tmp_path):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(InputError, match=r"not a readable \.npz"):
         read_npz(path)
+
+
+def test_loading_holds_the_parameters_once(tiny_model, tmp_path):
+    """What NumPy and Python allocate; JAX takes the arrays over. Mapped files are no one's."""
+    model, variables = tiny_model(depth=6, width=512, mlp_ratio=4)
+    save_safetensors(tmp_path / "a.safetensors", model, variables)
+    size = sum(array.nbytes for array in jax.tree.leaves(variables))
+    load_pretrained(tmp_path / "a.safetensors")  # what is traced once stays
+    tracemalloc.start()
+    try:
+        again = load_pretrained(tmp_path / "a.safetensors")[1]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * size
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
