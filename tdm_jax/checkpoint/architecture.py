@@ -149,15 +149,18 @@ def _grid(
             f"{checkpoint.path}: images of {size} have {math.prod(told)} patches, the "
             f"position embedding {rows - placed}"
         )
-    for count, positions in counts.items():
-        side = math.isqrt(max(count, 0))
-        if side * side == count > 0:
-            return (side, side), positions
-    if not isinstance(settings.get("image_size", 0), int):
-        grid = tuple(pixels // patch for pixels in settings["image_size"])
-        if math.prod(grid) in counts:
+    wanted = settings.get("image_size", 0)
+    asked = (0, 0) if isinstance(wanted, int) else (wanted[0] // patch, wanted[1] // patch)
+    # A class token with a position is the rule: the exception comes after what the caller says.
+    for grid in (_square(rows - placed), asked, _square(rows)):
+        if 0 < math.prod(grid) in counts:
             return grid, counts[math.prod(grid)]
     raise InputError(
         f"{checkpoint.path}: the position embedding has {rows - placed} patches, which is no "
         "square; expected image_size as (height, width) with as many"
     )
+
+
+def _square(count: int) -> tuple[int, int]:
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side * side == count else (0, 0)

@@ -20,7 +20,8 @@ _IGNORED = re.compile(
             r"^(dino|ibot)_head\.",
             # Text towers: Hugging Face's, OpenCLIP's two, big_vision's.
             r"^(module\.)?(text_model|text_projection|text|transformer|token_embedding|ln_final"
-            r"|positional_embedding|attn_mask|logit_scale|logit_bias)(\.|$)",
+            r"|positional_embedding|attn_mask|logit_scale|logit_bias"
+            r"|input_resolution|context_length|vocab_size)(\.|$)",
             r"^params/(txt/|t$|b$)",
             r"^opt/state/",
         )

@@ -45,14 +45,17 @@ def load_pretrained(
 ) -> tuple[VisionTransformer, Variables]:
     """Builds the model that a checkpoint is of, and fills it.
 
-    The architecture follows from the arrays' shapes. What they do not tell comes from a description
-    beside them (our own, Hugging Face's, timm's), else it is DeiT's: heads of 64 channels, a layer
-    norm epsilon of 1e-6, a square grid of patches, ImageNet's mean and standard deviation.
+    Names and layouts are those of timm, facebook, Hugging Face, OpenCLIP or big_vision. The
+    architecture follows from the arrays' shapes. What they do not tell comes from a description
+    beside them (our own, Hugging Face's, timm's), else it is the family's (see `families`):
+    epsilon, activation, pooling, how positions are resampled, heads of 64 channels but where
+    published models of that width have others, a square grid of patches, a preprocessing. Text
+    towers and decoders beside the vision tower are passed over.
 
     Args:
-      path: a PyTorch file (.pth, .pt, .bin), a .safetensors file, a folder of Hugging Face, timm or
-        `save_model`, or the working directory of a training, finished or not; each on a disk or in
-        an object store (gs://...). Or what `read_raw_checkpoint` made of one.
+      path: a PyTorch file (.pth, .pt, .bin), a .safetensors or .npz file, a folder of Hugging Face,
+        timm or `save_model`, or the working directory of a training, finished or not; each on a
+        disk or in an object store (gs://...). Or what `read_raw_checkpoint` made of one.
       reducer: a name, or an object from `make_reducer`; None for the one that the model was saved
         or trained with, calibrated counts included, else "none".
       keep_rate: as in `create_model`; without `reducer` the saved one goes to this keep rate.
@@ -61,16 +64,19 @@ def load_pretrained(
         trained.
       extra_weights: of a learned reducer, by the names of its original program.
       ema: take the moving average of the weights that a training keeps.
-      **settings: as in `create_model`: of the method, and fields of the model. `num_heads` must be
-        given if the width is no multiple of 64 and nothing tells; another `num_classes` than the
-        checkpoint's needs `reset_head`; for another `image_size` the position embedding is resized.
+      **settings: as in `create_model`: of the method, and fields of the model, which win over
+        all of the above (`activation`, `layer_norm_eps`, `pool`, `interpolation`, ...). `num_heads`
+        must be given if the width is no multiple of 64 and nothing tells; another `num_classes`
+        than the checkpoint's needs `reset_head`, but for 0, the pooled feature without a head; for
+        another `image_size` the position embedding is resampled by `interpolation`.
 
     Returns:
       The model, and variables in float32 as `model.init` would return them.
 
     Raises:
-      InputError: the file is unreadable; the architecture cannot be told; or parameters are
-        missing, left over or of the wrong shape, all of them listed.
+      InputError: the file is unreadable, or of an architecture that is none of ours or cannot be
+        told; or parameters are missing, left over, of the wrong shape, NaN or infinite, all of
+        them listed.
     """
     checkpoint = path if isinstance(path, RawCheckpoint) else read_raw_checkpoint(path, ema=ema)
     refuse(checkpoint.path, checkpoint.arrays)

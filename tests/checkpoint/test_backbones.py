@@ -202,6 +202,23 @@ class TestFamilies:
         assert {name: getattr(model, name) for name in said} == said
         assert "attn_pool" not in variables["params"]
 
+    def test_a_class_token_has_a_position_unless_the_grid_says_no(self, tmp_path):
+        """4 x 6 patches and a class token are 25 rows, as 5 x 5 patches alone would be."""
+        arrays = _arrays("hf_mae")
+        arrays["pos_embed"] = arrays["pos_embed"][:, :25]
+        asked, variables = _load(tmp_path, arrays, image_size=(32, 48))
+        assert (asked.positions, asked.shape.grid) == ("all", (4, 6))
+        np.testing.assert_array_equal(variables["params"]["pos_embed"], arrays["pos_embed"])
+        square, _ = _load(tmp_path, arrays)
+        assert (square.positions, square.shape.grid) == ("patches", (5, 5))
+
+    def test_no_registers_are_an_empty_array(self, tmp_path):
+        _, variables = load_pretrained(GOLDENS / "hf_dinov3_gated")
+        naming = _named("hf_dinov3", "gate_proj", qkv_bias="")
+        arrays = to_torch(naming, _flat(variables))
+        arrays["embeddings.register_tokens"] = np.zeros((1, 0, 48), np.float32)
+        assert _load(tmp_path, arrays)[0].num_registers == 0
+
     def test_positions_of_the_rotary_kinds(self):
         dinov3, _ = load_pretrained(GOLDENS / "timm_dinov3", image_size=(96, 64))
         assert (dinov3.rotary, dinov3.positions) == (Rotary(), "none")
