@@ -18,10 +18,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tdm_jax import create_model, make_reducer, unmerge
 from tdm_jax.models.attention import AttentionView
-from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.reduction.token_state import TokenState
+from tests.reduction.permutation import assert_alike, permuted
 
 BATCH, GRID, WIDTH, HEADS, CLASSES = 8, (4, 6), 32, 2, 5
 PATCHES = GRID[0] * GRID[1]
@@ -373,26 +373,14 @@ def test_nothing_is_scattered_or_computed_in_float64(network):
 
 def test_permuting_the_patches_changes_nothing_but_order(row, network):
     order = np.random.default_rng(3).permutation(PATCHES)
-    rows, columns = GRID
-    patches = network.images.reshape(BATCH, rows, 8, columns, 8, 3).swapaxes(2, 3)
-    patches = patches.reshape(BATCH, PATCHES, 8, 8, 3)[:, order]
-    images = patches.reshape(BATCH, rows, columns, 8, 8, 3).swapaxes(2, 3)
-    position = network.params["params"]["pos_embed"]
-    placed = position.shape[1] - PATCHES
-    moved = jnp.concatenate([position[:, :placed], position[:, placed:][:, order]], axis=1)
-    params = {"params": {**network.params["params"], "pos_embed": moved}}
-    logits, info, *_ = network(params, images.reshape(network.images.shape))
+    params, images = permuted(network.params, network.images, GRID, order)
+    logits, info, *_ = network(params, images)
     before, old, *_ = network.answer
     if row.by_position:
         assert np.abs(logits - before).max() > 1e-3
         return
     np.testing.assert_allclose(logits, before, atol=1e-4)
-    # What stands for a patch is the same token, wherever it is in the output.
-    stands = gather_tokens(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
-    stood = gather_tokens(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
-    alive = np.asarray(info.assign) >= 0
-    np.testing.assert_array_equal(alive, np.asarray(old.assign)[:, order] >= 0)
-    np.testing.assert_allclose(np.asarray(stands)[alive], np.asarray(stood)[alive], atol=1e-4)
+    assert_alike(info, old, order)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(network):

@@ -16,9 +16,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.rotary import Rotary
-from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import StageReducer, list_reducers, plan
 from tdm_jax.reduction.registry import REDUCERS
+from tests.reduction.permutation import assert_alike, permuted
 
 GRID, WIDTH, HEADS, BATCH = (4, 6), 32, 2, 2
 PATCHES = GRID[0] * GRID[1]
@@ -141,22 +141,11 @@ def test_permuting_the_patches_changes_nothing_but_order(case):
     if case.name in BY_POSITION or case.family == "dinov3":
         return  # whose positions are no parameters
     order = np.random.default_rng(3).permutation(PATCHES)
-    (rows, columns), side = GRID, 4
-    patches = IMAGES.reshape(BATCH, rows, side, columns, side, 3).swapaxes(2, 3)
-    patches = patches.reshape(BATCH, PATCHES, side, side, 3)[:, order]
-    images = patches.reshape(BATCH, rows, columns, side, side, 3).swapaxes(2, 3)
-    position = case.params["params"]["pos_embed"]
-    placed = position.shape[1] - PATCHES
-    moved = jnp.concatenate([position[:, :placed], position[:, placed:][:, order]], axis=1)
-    params = {"params": {**case.params["params"], "pos_embed": moved}}
-    out, info, _ = case.compiled(params, images.reshape(IMAGES.shape))
+    params, images = permuted(case.params, IMAGES, GRID, order)
+    out, info, _ = case.compiled(params, images)
     before, old, _ = case.answer
     np.testing.assert_allclose(out, before, atol=1e-4)
-    stands = gather_tokens(info.features[:, info.prefix :], jnp.maximum(info.assign, 0))
-    stood = gather_tokens(old.features[:, old.prefix :], jnp.maximum(old.assign, 0))[:, order]
-    alive = np.asarray(info.assign) >= 0
-    np.testing.assert_array_equal(alive, np.asarray(old.assign)[:, order] >= 0)
-    np.testing.assert_allclose(np.asarray(stands)[alive], np.asarray(stood)[alive], atol=1e-4)
+    assert_alike(info, old, order)
 
 
 def of_family(family):

@@ -23,6 +23,7 @@ from tdm_jax.reduction.learned import (
     token_distillation,
 )
 from tdm_jax.reduction.methods.dyvit import DynamicViT
+from tdm_jax.reduction.token_state import TokenState
 
 TINY = {
     "image_size": (32, 48),
@@ -92,6 +93,12 @@ class MasksTheLowest(DynamicViT):
         )
 
 
+def test_a_hidden_token_stays_where_it_is():
+    state = TokenState.start(jnp.zeros((1, 1, 4)), jnp.zeros((1, 6, 4)))
+    masked = mask_tokens(state, jnp.array([[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]]))
+    np.testing.assert_array_equal(masked.positions((2, 3)), state.positions((2, 3)))
+
+
 def test_masking_in_training_is_dropping_at_inference(params):
     reducer = MasksTheLowest(keep_rate=0.6, layers=(1, 2))
     logits, info = run(reducer, params, train=True)
@@ -149,6 +156,12 @@ def test_losses_against_their_definitions(trained, teacher):
     np.testing.assert_allclose(losses["logit_distillation"], 0.5 * divergence, rtol=1e-4)
     np.testing.assert_allclose(losses["token_distillation"], 0.5 * tokens, rtol=1e-5)
     assert set(REDUCER.losses(info, logits, LABELS)) == {"ratio"}
+
+
+def test_answers_that_are_no_logits_are_refused(trained, teacher):
+    _, info = trained
+    with pytest.raises(InputError, match="expected logits of 5 classes; got 32 numbers.*classes=0"):
+        REDUCER.losses(info, info.features[:, 0], LABELS, teacher)
 
 
 def test_the_teacher_gets_no_gradient_and_teaches_nothing_to_itself(teacher):
