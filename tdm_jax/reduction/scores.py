@@ -11,8 +11,9 @@ n tokens of d channels in h heads:
 | "pool" | attention of the pooling head's query, averaged over heads | O(n d h) | pooling head |
 | "shift" | share of the norm of what the MLP of the block before added | O(n d), no attention | |
 
-The shift is Representation Shift (arXiv 2508.00367): tokens that a layer hardly changes go first.
-It is taken of the MLP's branch, layer scale included.
+The shift is Representation Shift (arXiv 2508.00367), `||F(x) - x||_2` with F the MLP and its
+residual, which is the norm of what the MLP adds, layer scale included: tokens that it hardly
+changes go first.
 """
 
 from collections.abc import Callable
