@@ -267,7 +267,7 @@ def test_one_trace_for_each_shape(variables):
         ({"reducer": "tdm", "keep_rate": 1.5}, r"keep_rate must be in \(0, 1\]; got 1.5"),
         ({"reducer": "tdm", "layers": (1, 4)}, "layers must lie within the 4 blocks"),
         ({"reducer": "tdm", "layers": (2, 1)}, "layers must be ascending"),
-        ({"reducer": "topk", "class_token": False}, "needs a class token and the model has none"),
+        ({"reducer": "ats", "class_token": False}, "expected a class token to go by"),
         ({"reducer": "none", "keep_rate": 0.5}, "'none'"),
     ],
 )
