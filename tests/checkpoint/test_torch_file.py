@@ -1,6 +1,7 @@
 """The reader against files that torch wrote, files cut short, and files that mean harm."""
 
 import contextlib
+import mmap
 import os
 import pickle
 import struct
@@ -100,6 +101,19 @@ def test_damage_raises_nothing_else(name, tmp_path):
             read_torch_file(damaged)
 
 
+def test_storages_are_mapped(tmp_path):
+    """What lies uncompressed on a disk is not read at once, and what a disk spoilt is found."""
+    for array in read_torch_file(FILES / "views.pth").values():
+        while hasattr(array, "base"):
+            array = array.base
+        assert isinstance(array, mmap.mmap)
+    whole = bytearray(_four(tmp_path).read_bytes())
+    whole[whole.index(FOUR)] ^= 1
+    (tmp_path / "a.pth").write_bytes(whole)
+    with pytest.raises(InputError, match=r"bad CRC-32 of x/data/0"):
+        read_torch_file(tmp_path / "a.pth")
+
+
 def test_big_endianwrite_archive(tmp_path):
     content = read_torch_file(FILES / "types.pth")
     swapped = tmp_path / "big.pth"
@@ -121,8 +135,13 @@ def test_big_endianwrite_archive(tmp_path):
 FOUR = np.arange(4, dtype=np.float32).tobytes()
 
 
+def _four(folder):
+    """An archive with one tensor, the last three of four numbers."""
+    return write_archive(folder / "a.pth", lambda p: write_tensor(p, 1, (3,), (1,)), {"0": FOUR})
+
+
 def test_handmade_archive_is_readable(tmp_path):
-    path = write_archive(tmp_path / "a.pth", lambda p: write_tensor(p, 1, (3,), (1,)), {"0": FOUR})
+    path = _four(tmp_path)
     np.testing.assert_array_equal(read_torch_file(path), [1, 2, 3])
 
 
