@@ -59,7 +59,8 @@ def architecture(
     grid, fields["positions"] = _grid(checkpoint, naming, shape, fields, settings)
     patch = fields["patch_size"]
     fields["image_size"] = (grid[0] * patch, grid[1] * patch)
-    _check_classes(checkpoint, fields)
+    if naming.scheme != "hf_clip" or "classifier" in naming.forms:
+        _check_classes(checkpoint, fields)  # a projection has no labels
     shared = ("image_size", "num_classes", "reducer")
     own = {name: value for name, value in description.items() if name not in shared}
     fields |= defaults(naming, arrays, fields) | own

@@ -3,6 +3,7 @@
 Each becomes keyword arguments of `create_model`, as far as it tells what no array does.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -177,6 +178,9 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
         known["image_size"] = _pair(path, size[-2:] if isinstance(size, list) else size)
     if "num_heads" in arguments:
         known["num_heads"] = _number(path, arguments, "num_heads", int)
+    if known.get("rotary") and "ref_feat_shape" in arguments:
+        grid = _pair(path, arguments["ref_feat_shape"], "ref_feat_shape")
+        known["rotary"] = dataclasses.replace(known["rotary"], reference_grid=grid[0])
     if isinstance(arguments.get("act_layer"), str):
         known["activation"] = _activation(
             f"{path}/config.json", "act_layer", arguments["act_layer"]
@@ -217,8 +221,8 @@ def _number(path: object, config: Mapping[str, Any], name: str, kind: type[Any])
     return value
 
 
-def _pair(path: object, size: Any) -> tuple[int, int]:
+def _pair(path: object, size: Any, name: str = "image_size") -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise InputError(f"{path}: expected image_size as one or two numbers; got {size!r}")
+        raise InputError(f"{path}: expected {name} as one or two numbers; got {size!r}")
     return pair

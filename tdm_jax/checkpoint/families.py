@@ -5,7 +5,7 @@ A description beside the file, and the caller, know better. A published relative
 .npz differ from that.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tdm_jax.checkpoint.names import Naming
@@ -37,14 +37,18 @@ def defaults(naming: Naming, names: Collection[str], fields: Mapping[str, Any]) 
     """
     relative = _relative(naming, fields)
     known = published(relative) | _differences(naming, names, fields)
-    known["num_heads"] = naming.sizes.get("heads") or _heads(fields["width"], known)
+    kin = _kin(fields, known)
+    width = fields["width"]
+    heads = naming.sizes.get("heads") or _agreed(preset["num_heads"] for preset in kin)
+    known["num_heads"] = heads or (None if width % 64 else width // 64)
+    if naming.scheme == "timm":
+        of_patch = [preset for preset in kin if preset["patch_size"] == fields["patch_size"]]
+        activation = _agreed(preset.get("activation", "gelu") for preset in of_patch)
+        known["activation"] = activation or known["activation"]
     if fields["in_channels"] == len(MODELS[relative]["preprocessing"].mean):
-        deit = relative.startswith("deit_")
-        known["preprocessing"] = (
-            deit_preprocessing(min(fields["image_size"]))
-            if deit
-            else MODELS[relative]["preprocessing"]
-        )
+        known["preprocessing"] = MODELS[relative]["preprocessing"]
+        if relative.startswith("deit_"):
+            known["preprocessing"] = deit_preprocessing(min(fields["image_size"]))
     return known
 
 
@@ -87,15 +91,18 @@ def _differences(
     return known
 
 
-def _heads(width: int, known: Mapping[str, Any]) -> int | None:
-    """As published models of this kind and width have them, else of 64 channels each."""
-    heads = {
-        preset["num_heads"]
+def _kin(fields: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Published models of this kind and width: SO400M has 16 heads, and so has ViT-H."""
+    return [
+        preset
         for name, preset in MODELS.items()
-        if preset.get("width") == width
+        if preset.get("width") == fields["width"]
+        and preset.get("gated_mlp", False) == fields["gated_mlp"]
         and published(name)["rotary"] == known["rotary"]
         and (published(name)["pool"] == "map") == (known["pool"] == "map")
-    }
-    if len(heads) == 1:
-        return heads.pop()
-    return None if width % 64 else width // 64
+    ]
+
+
+def _agreed(values: Iterable[Any]) -> Any:
+    found = set(values)
+    return found.pop() if len(found) == 1 else None

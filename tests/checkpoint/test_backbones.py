@@ -4,6 +4,7 @@ Covers checkpoint/families.py. The networks in goldens/backbones are small and r
 and transformers 5.23 (torch 2.13) wrote them, and answered to one image of each size.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tdm_jax import create_model, list_models
 from tdm_jax.checkpoint import load_pretrained
+from tdm_jax.checkpoint.families import defaults
 from tdm_jax.checkpoint.names import Naming, to_torch
 from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint
 from tdm_jax.errors import InputError
@@ -227,19 +230,20 @@ class TestFamilies:
         assert eva02.rotary == Rotary(10000.0, interleaved=True, reference_grid=16)
         assert (eva02.positions, eva02.qkv_bias) == ("all", "qv")
 
-    def test_published_heads_that_have_other_than_64_channels(self, tmp_path):
-        """SO400M's 16 heads are told by its width; nothing else in a bare file does."""
-        arrays = _arrays("hf_siglip")
-        file = {
-            name: np.zeros([1152 if side == 48 else side for side in array.shape], np.float32)
-            for name, array in arrays.items()
-            if not name.startswith("blocks.") or name.startswith("blocks.0.")
-        }
-        file["blocks.0.attn.qkv.weight"] = np.zeros((3 * 1152, 1152), np.float32)
-        file["blocks.0.attn.qkv.bias"] = np.zeros(3 * 1152, np.float32)
-        file["attn_pool.kv.weight"] = np.zeros((2 * 1152, 1152), np.float32)
-        file["attn_pool.kv.bias"] = np.zeros(2 * 1152, np.float32)
-        assert _load(tmp_path, file, num_heads=None)[0].num_heads == 16
+    @pytest.mark.parametrize("name", list_models("*_*"))
+    def test_a_bare_file_of_each_published_model(self, name):
+        """All but QuickGELU and two of SigLIP 2's tanh come from the shapes alone."""
+        model = create_model(name)
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        fields["pool"] = model.pool if model.pool == "map" or model.fc_norm else None
+        naming = _named("timm", *(["q_bias"] if name.startswith("eva02") else []))
+        known = defaults(naming, [], fields)
+        told = ("num_heads", "layer_norm_eps", "rotary", "interpolation")
+        assert {field: known[field] for field in told} == {f: getattr(model, f) for f in told}
+        if "siglip_gap" not in name:
+            assert known["pool"] == model.pool
+        if not any(part in name for part in ("quickgelu", "siglip_gap", "siglip_512")):
+            assert known["activation"] == model.activation
 
 
 class TestTimmsNames:

@@ -17,7 +17,7 @@ from tdm_jax.checkpoint import (
     save_model,
     save_safetensors,
 )
-from tdm_jax.checkpoint.descriptions import from_hugging_face
+from tdm_jax.checkpoint.descriptions import from_hugging_face, from_timm
 from tdm_jax.errors import InputError
 from tdm_jax.models.rotary import Rotary
 
@@ -249,6 +249,11 @@ class TestTimm:
         assert (model.image_size, model.num_classes) == ((64, 64), 10)
         _, expected = load_pretrained(GOLDENS / "facebook_deit.pth", num_heads=3)
         jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+    def test_reference_grid_of_rotary_positions(self):
+        config = {"architecture": "eva02_tiny_patch14_224.mim_in22k", "pretrained_cfg": {}}
+        known = from_timm("x", config | {"model_args": {"ref_feat_shape": [24, 24]}})
+        assert known["rotary"] == Rotary(10000.0, interleaved=True, reference_grid=24)
 
     def test_what_it_does_not_say_is_deits(self, tmp_path):
         assert self.load(tmp_path, {"pretrained_cfg": {}})[0].preprocessing == DEIT
