@@ -39,7 +39,11 @@ def to_state_dict(model: VisionTransformer, variables: dict[str, Any]) -> dict[s
     Raises:
       InputError: the tree is not that of a vision transformer, or timm has no such model.
     """
-    return to_timm(model, flat(variables))[1]
+    return _contiguous(to_timm(model, flat(variables))[1])
+
+
+def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def flat(variables: dict[str, Any]) -> Params:
@@ -86,7 +90,7 @@ def save_safetensors(
 
 
 def _write(path: Path, model: VisionTransformer, arrays: dict[str, np.ndarray]) -> None:
-    save_file(arrays, path, {"format": "pt", METADATA: json.dumps(describe(model))})
+    save_file(_contiguous(arrays), path, {"format": "pt", METADATA: json.dumps(describe(model))})
 
 
 def save_timm(

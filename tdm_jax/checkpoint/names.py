@@ -250,7 +250,8 @@ def _with_bias(naming: Naming, arrays: Arrays) -> str:
 def to_torch(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """Parameters by our paths, under the names and in the layout of another program.
 
-    A reducer's own weights have no other name; they keep their path.
+    They are views of ours, transposed, where nothing is joined. A reducer's own weights have no
+    other name; they keep their path.
 
     Raises:
       InputError: the program has no such parameter.
@@ -274,8 +275,7 @@ def _whole(pieces: list[tuple[int, Piece, np.ndarray]]) -> np.ndarray:
     arrays = [array for _, _, array in sorted(pieces, key=lambda piece: piece[0])]
     if pieces[0][1].block is not None:
         return np.stack(arrays)
-    # What is joined out of transposed arrays is transposed itself.
-    return np.ascontiguousarray(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
 _NUMBER = re.compile(r"(?<=[._])\d+(?=[./])")

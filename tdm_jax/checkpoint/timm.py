@@ -89,16 +89,16 @@ def timm_config(model: VisionTransformer) -> dict[str, Any]:
             "pos_embed": "none" if model.positions == "none" else "learn",
         }
     else:
-        reference = model.rotary.reference_grid
         arguments |= {
             "num_reg_tokens": model.num_registers,
             "use_pre_transformer_norm": model.pre_norm,
             "use_fc_norm": model.fc_norm,
             "use_abs_pos_emb": model.positions != "none",
             "rope_temperature": model.rotary.temperature,
-            "ref_feat_shape": None if reference is None else [reference, reference],
             "swiglu_align_to": int(model.gated_mlp and not model.rotary.interleaved),
         }
+        if model.rotary.reference_grid is not None:
+            arguments["ref_feat_shape"] = [model.rotary.reference_grid] * 2
     prepared = model.preprocessing or Preprocessing()
     return {
         "architecture": architecture,
