@@ -24,7 +24,7 @@ class _Shapes:
 
     def __call__(self, path: str, rank: int) -> tuple[int, ...]:
         shape = self._mappings[path].our_shape(self._arrays) if self.has(path) else None
-        if shape is None or len(shape) != rank:
+        if shape is None or len(shape) != rank or (0 in shape and path != "reg_token"):
             name = self._mappings[path].sources[0]
             got = self._arrays[name].shape if name in self._arrays else "nothing"
             raise InputError(
@@ -82,9 +82,9 @@ def _told(
         raise InputError(f"{checkpoint.path}: expected square patches; got {patch} x {patch_width}")
     hidden = shape("blocks_0/mlp/fc2/kernel", 2)[0]
     has, pool = shape.has, None
-    head = shape("head/kernel", 2) if has("head/kernel") and not headless else (width, 0)
-    if has("head/kernel") and not headless and not head[1]:
-        raise InputError(f"{checkpoint.path}: the head has no classes; num_classes=0 leaves it out")
+    headed = (has("head/kernel") or has("head/bias")) and not headless
+    head = shape("head/kernel", 2) if headed else (width, 0)
+    projects = naming.scheme in ("openclip", "hf_clip") and "classifier" not in naming.forms
     if head[1] and "classifier" in naming.forms and has("norm_pre/scale"):
         raise InputError(
             f"{checkpoint.path}: not supported: CLIP's classifier reads tokens before the final "
@@ -94,7 +94,7 @@ def _told(
         pool = "token_avg"
     elif has("fc_norm/scale") or (head[1] and "classifier" in naming.forms):
         pool = "avg"  # SigLIP's classifier does not read the pooling head
-    elif has("attn_pool/latent"):
+    elif has("attn_pool/latent") or has("attn_pool/q/kernel"):
         pool = "map"
     return {
         "patch_size": patch,
@@ -105,14 +105,15 @@ def _told(
         "mlp_norm": has("blocks_0/mlp/norm/scale"),
         "layer_scale": has("blocks_0/ls1/gamma"),
         "qkv_bias": naming.qkv_bias,
-        "patch_bias": has("patch_embed/proj/bias"),
+        # CLIP alone has none: elsewhere the file is incomplete.
+        "patch_bias": has("patch_embed/proj/bias") or not has("norm_pre/scale"),
         "pre_norm": has("norm_pre/scale"),
         "fc_norm": has("fc_norm/scale"),
         "distilled": has("dist_token"),
         "class_token": has("cls_token"),
         "num_registers": shape("reg_token", 3)[1] if has("reg_token") else 0,
         "num_classes": head[1],
-        "head_bias": has("head/bias") or not has("head/kernel"),
+        "head_bias": has("head/bias") or not (headed and projects),
         "pool": pool,
     }
 

@@ -26,7 +26,7 @@ _DESCRIBED = (
 # Of those, what the shapes of a model's arrays do not tell.
 _UNTOLD = (
     "image_size", "num_heads", "positions", "interpolation", "layer_norm_eps", "qkv_bias",
-    "activation", "pool", "rotary", "preprocessing",
+    "activation", "pool", "rotary", "preprocessing", "patch_bias", "head_bias",
 )  # fmt: skip
 _TIMM_POOLS = ("token", "avg", "map", "")
 # Models of timm that have the same arrays as a family here, and compute something else with them.
@@ -109,6 +109,8 @@ def from_hugging_face(
     }
     if values.get("use_swiglu_ffn"):
         known["activation"] = "silu"  # whatever hidden_act says
+    if "num_register_tokens" in values:
+        known["num_registers"] = _number(path, values, "num_register_tokens", int, zero=True)
     if kind == "dinov3_vit":
         temperature = _number(path, {"rope_theta": 100.0} | values, "rope_theta", float)
         known["rotary"] = Rotary(temperature)
@@ -178,6 +180,9 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
         known["image_size"] = _pair(path, size[-2:] if isinstance(size, list) else size)
     if "num_heads" in arguments:
         known["num_heads"] = _number(path, arguments, "num_heads", int)
+    for name in ("reg_tokens", "num_reg_tokens"):
+        if name in arguments:
+            known["num_registers"] = _number(path, arguments, name, int, zero=True)
     if known.get("rotary") and "ref_feat_shape" in arguments:
         grid = _pair(path, arguments["ref_feat_shape"], "ref_feat_shape")
         known["rotary"] = dataclasses.replace(known["rotary"], reference_grid=grid[0])
@@ -205,7 +210,9 @@ def from_timm(path: object, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(path: object, name: str) -> dict[str, Any]:
     if name in MODELS:
-        return {**published(name), "num_heads": MODELS[name]["num_heads"]}
+        preset = MODELS[name]
+        counts = {"num_heads": preset["num_heads"], "num_registers": preset.get("num_registers", 0)}
+        return published(name) | counts
     if _UNLIKE.search(name):
         raise InputError(
             f"{path}/config.json: {name}: not supported: positions or tokens of another kind; "
@@ -214,10 +221,14 @@ def _named(path: object, name: str) -> dict[str, Any]:
     return {}
 
 
-def _number(path: object, config: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+def _number(
+    path: object, config: Mapping[str, Any], name: str, kind: type[Any], *, zero: bool = False
+) -> Any:
     value = config[name]
-    if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
-        raise InputError(f"{path}: expected a positive {kind.__name__} for {name}; got {value!r}")
+    right = isinstance(value, kind) and not isinstance(value, bool)
+    if not right or value < 0 or (value == 0 and not zero):
+        sign = "non-negative" if zero else "positive"
+        raise InputError(f"{path}: expected a {sign} {kind.__name__} for {name}; got {value!r}")
     return value
 
 

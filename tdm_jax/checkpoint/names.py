@@ -227,7 +227,9 @@ def detect(arrays: Arrays) -> Naming:
     sizes: dict[str, int] = {}
     if scheme == "hf_clip" and arrays[name].ndim == 2:
         forms.add("naflex")
-        sizes = dict.fromkeys(("row", "column"), math.isqrt(arrays[name].shape[1] // _COLOURS))
+        sizes = dict.fromkeys(
+            ("row", "column"), max(math.isqrt(arrays[name].shape[1] // _COLOURS), 1)
+        )
     if scheme == "flax":
         queries = [arrays[name].shape for name in names if name.endswith("/query/bias")]
         sizes = {"heads": queries[0][-2]} if queries and len(queries[0]) > 1 else {}
@@ -242,9 +244,12 @@ def _with_bias(naming: Naming, arrays: Arrays) -> str:
     mappings = naming.mappings(depth)
     biases = [mappings[_QKV_BIAS.format(i=i)].sources for i in range(depth)]
     present = [any(name in arrays for name in names) for names in zip(*biases, strict=True)]
-    if len(present) == len("qkv"):
-        return "".join(part for part, there in zip("qkv", present, strict=True) if there)
-    return "qkv" if any(present) else ""
+    found = "".join(part for part, there in zip("qkv", present, strict=False) if there)
+    if not found or naming.scheme == "hf_dinov3":
+        return found
+    # EVA's attention has two or none, any other three or none: else the file is incomplete.
+    evas = naming.forms & {"q_bias", "attn.q_proj"} and "k" not in found
+    return "qv" if evas else "qkv"
 
 
 def to_torch(naming: Naming, params: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:

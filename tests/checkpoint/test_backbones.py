@@ -7,6 +7,7 @@ and transformers 5.23 (torch 2.13) wrote them, and answered to one image of each
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from tdm_jax import create_model, list_models
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.checkpoint.families import defaults
 from tdm_jax.checkpoint.names import Naming, to_torch
-from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint
+from tdm_jax.checkpoint.raw_checkpoint import RawCheckpoint, read_raw_checkpoint
 from tdm_jax.errors import InputError
 from tdm_jax.models.rotary import Rotary
 from tests.checkpoint.torch_writer import write_state_dict
@@ -316,6 +317,31 @@ class TestBadFiles:
             with pytest.raises(InputError, match=f"{misfit}: {expected}") as error:
                 load_pretrained(tmp_path / case)
             assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("case", "name"),
+        [
+            ("timm_dinov3_plus", "head.bias"),
+            ("timm_dinov3_plus", "head.weight"),
+            ("timm_dinov3_plus", "reg_token"),
+            ("timm_dinov3_plus", "blocks.1.attn.q_bias"),
+            ("hf_dinov2_reg", "embeddings.register_tokens"),
+            ("hf_dinov2_reg", "embeddings.patch_embeddings.projection.bias"),
+            ("hf_siglip", "head.probe"),
+            ("hf_siglip2_naflex", "encoder.layers.0.self_attn.k_proj.bias"),
+            ("npz_siglip_scan", "params/img/Transformer/encoderblock/LayerNorm_0/bias"),
+            (
+                "npz_siglip_scan",
+                "params/img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/bias",
+            ),
+        ],
+    )
+    def test_what_is_missing_makes_no_other_model(self, case, name):
+        checkpoint = read_raw_checkpoint(_weights(case))
+        arrays = {other: array for other, array in checkpoint.arrays.items() if other != name}
+        assert len(arrays) == len(checkpoint.arrays) - 1
+        with pytest.raises(InputError, match=f"(missing:|without) {re.escape(name)}"):
+            load_pretrained(dataclasses.replace(checkpoint, arrays=arrays))
 
     def test_a_classifier_that_reads_what_no_norm_has_seen(self, tmp_path):
         arrays = load_file(GOLDENS / "hf_clip_full" / "model.safetensors")
