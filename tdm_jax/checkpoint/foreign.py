@@ -28,12 +28,12 @@ _IGNORED = re.compile(
     )
 )
 
-_OTHERS = "expected a plain vision transformer of one of the families"
+_OTHERS = "expected a ViT, DeiT, MAE, DINOv2, DINOv3, EVA-02, SigLIP or CLIP"
 # Parts without which another model would compute something else: why, and what would work.
 _QUANTISED = "quantised weights; expected those it was made from, in float32, float16 or bfloat16"
 _FOREIGN = {
     r"downsample\.reduction|layers\.\d+\.blocks\.|^swin": f"windows and stages (Swin); {_OTHERS}",
-    r"rel_pos|relative_position": f"relative position bias (BEiT); {_OTHERS}, or EVA-02",
+    r"rel_pos|relative_position": f"relative position bias (BEiT); {_OTHERS}",
     r"patch_embed\.(backbone|proj\.\d|conv)|conv_root|block\d/unit|conv_proj"
     r"|patch_embeddings\.(backbone|convolution)|visual\.bn1": (
         "convolutions before the blocks (hybrid stem, ResNet); expected patches embedded by one map"

@@ -191,7 +191,7 @@ TIMM = {"patch_embed.proj.weight": (6, 3, 2, 2), "pos_embed": (1, 5, 6)}
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        ({**TIMM, "blocks.0.attn.relative_position_index": (9, 9)}, "BEiT.*or EVA-02"),
+        ({**TIMM, "blocks.0.attn.relative_position_index": (9, 9)}, "BEiT.*expected a ViT, DeiT"),
         ({**TIMM, "layers.0.blocks.0.norm1.weight": (6,)}, "windows and stages"),
         ({**TIMM, "patch_embed.backbone.stem.conv.weight": (6, 3, 7, 7)}, "hybrid stem"),
         ({"embedding/kernel": (1, 1, 8, 6), "conv_root/kernel": (7, 7, 3, 8)}, "hybrid stem"),
