@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from tdm_jax.ops.platform import by_platform, in_reverse_mode
 
+_ROWS = 256  # queries that a CPU's fused attention takes at its full speed
+
 
 def attend(
     q: Float[Array, "b t h k"],
@@ -21,10 +23,15 @@ def attend(
 
     On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel.
     """
+    forms: dict[str, Callable[..., Array]] = {}
+    if q.shape[1] > _ROWS:
+        forms["cpu"] = by_blocks
     if bias is None and _has_cudnn_kernel(q):
-        cudnn = by_cudnn_backward if in_reverse_mode() else by_cudnn
-        return by_platform(q, k, v, reference=by_products, cuda=cudnn)
-    return by_products(q, k, v, bias)
+        forms["cuda"] = by_cudnn_backward if in_reverse_mode() else by_cudnn
+    if not forms:
+        return by_products(q, k, v, bias)
+    biased = () if bias is None else (bias,)
+    return by_platform(q, k, v, *biased, reference=by_products, **forms)
 
 
 def _has_cudnn_kernel(q: Float[Array, "b t h k"]) -> bool:
@@ -41,11 +48,11 @@ def _on_ampere() -> bool:
 
 
 def by_products(
-    q: Float[Array, "b t h k"],
+    q: Float[Array, "b n h k"],
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
-) -> Float[Array, "b t h k"]:
+) -> Float[Array, "b n h k"]:
     """Heads before tokens (docs/performance.md, CPU, "heads before tokens", "dividing by")."""
     q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
@@ -57,6 +64,18 @@ def by_products(
     y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
     y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
     return jnp.swapaxes(y.astype(v.dtype), 1, 2)
+
+
+def by_blocks(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    bias: Float[Array, "b t"] | None = None,
+) -> Float[Array, "b t h k"]:
+    """A part of the queries at a time (docs/performance.md, CPU, "at most 256 queries")."""
+    rows = -(-q.shape[1] // -(-q.shape[1] // _ROWS))  # even parts, as few as will do
+    parts = [q[:, i : i + rows] for i in range(0, q.shape[1], rows)]
+    return jnp.concatenate([by_products(part, k, v, bias) for part in parts], axis=1)
 
 
 _kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

@@ -1,6 +1,7 @@
 """Every operation that platforms do in ways of their own answers alike in all of them.
 
-Covers ops/class_row.py, and all but attention, whose other form needs a GPU: see test_attention.py.
+Covers ops/class_row.py, and all but attention's form for a GPU, which needs one: see
+test_attention.py.
 """
 
 import functools
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tdm_jax.ops.attention import attend
 from tdm_jax.ops.class_row import class_row
 from tdm_jax.ops.gathering import gather_sequence, gather_tokens
 from tdm_jax.ops.merging import Merge, merge_groups
@@ -33,6 +35,8 @@ def normal(*shape):
 
 # Operation, its arrays, and the platforms with a form that is not the reference.
 OPERATIONS = {
+    # Three parts of the queries, of which the last is smaller.
+    "attend": (attend, (*(normal(1, 515, 1, 2) for _ in range(3)), normal(1, 515)), {"cpu"}),
     "argtopk": (functools.partial(argtopk, k=5), (normal(3, 9).round(),), {"cpu"}),
     "class_row": (class_row, (normal(3, 2, 4), normal(3, 9, 2, 4)), {"tpu"}),
     "embed_patches": (embed_patches, (normal(3, 8, 12, 3), normal(4, 4, 3, 5)), {"cpu"}),
