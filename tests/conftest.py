@@ -37,6 +37,8 @@ LONGEST = (
     "test_sweep",
     "test_page",
     "test_pretrained",
+    "test_backbones",
+    "test_families",
 )
 
 
