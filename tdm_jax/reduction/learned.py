@@ -54,9 +54,11 @@ class LearnedPruner(PruneReducer):
             return state
         return self.mask(state, context, self.planned_share(context))
 
-    def key_weight(self, state: TokenState, context: BlockContext) -> KeyMask | None:
+    def key_weight(
+        self, state: TokenState, context: BlockContext
+    ) -> Float[Array, "b t"] | KeyMask | None:
         if state.valid is None:
-            return None
+            return super().key_weight(state, context)
         prefix = jnp.ones(state.prefix.shape[:2], state.valid.dtype)
         return KeyMask(jnp.concatenate([prefix, state.valid], axis=1))
 

@@ -81,6 +81,9 @@ class Merger:
         which own the patches: its size is 0.
       weight: of each token in a merge: "attention" (the score), "uniform" or "size".
       neighbors: nearest tokens that make a density; None for all, as in the authors' logs.
+      proportional_attention: whether a token counts in the attention as often as it has patches, as
+        in ToMe; no TDM paper has it, and networks that are used as they are keep much more by it
+        (docs/backbones.md).
     """
 
     title: ClassVar[str] = "TDM"
@@ -93,6 +96,7 @@ class Merger:
     fuse: bool | None = None
     weight: str = "attention"
     neighbors: int | None = None
+    proportional_attention: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("preset", PRESETS), ("weight", WEIGHTS)):

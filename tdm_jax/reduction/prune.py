@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, KeyMask, Reducer, ViTShape
 from tdm_jax.reduction.merger import Merger, TDMCounts
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
@@ -90,6 +90,12 @@ class PruneReducer(StageReducer):
     def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
         """Importance of each token: positive, higher is better."""
         raise NotImplementedError
+
+    def key_weight(
+        self, state: TokenState, context: BlockContext
+    ) -> Float[Array, "b t"] | KeyMask | None:
+        proportional = self.merger is not None and self.merger.proportional_attention
+        return state.proportional() if proportional else None
 
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage, n = self.stage(context), state.count

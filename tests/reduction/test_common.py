@@ -105,7 +105,7 @@ TABLE = (
     Row("tdm", (("preset", "published"),)),
     Row("tdm", (("preset", "diversity"),)),
     pruning("tdm", settings=(("preset", "importance"),)),
-    Row("tdm", (("importance", "key_norm"),)),
+    Row("tdm", (("importance", "key_norm"), ("proportional_attention", True))),
     Row("tdm", (("importance", "mean"),), class_token=False),
     Row("topk+tdm", (("attentive_merge", "cluster"),)),
     Row("evit+tdm"),

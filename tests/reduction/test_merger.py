@@ -9,7 +9,7 @@ import pytest
 
 from tdm_jax import load_pretrained, make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import ViTShape, plan
+from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.merger import Merger
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 from tests.reduction.test_density_peaks import reference as clusters_of
@@ -171,3 +171,38 @@ def test_too_few_tokens_for_the_parts():
     reducer = make_reducer("evit+tdm", counts=(2,), layers=(1,))
     with pytest.raises(InputError, match="at least 3 tokens; got 2"):
         plan(reducer, DEIT)
+
+
+def test_with_proportional_attention_merging_what_is_alike_changes_nothing(tiny_model):
+    """Sixteen patches of four kinds, without positions, become four tokens."""
+    kinds = jax.random.normal(jax.random.key(0), (2, 4, 4, 4, 3))
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(4), (1, 2, 5, 8)))
+    rows = kinds[:, order].reshape(2, 4, 4, 4, 4, 3)
+    images = rows.transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 3)
+
+    def answer(reducer):
+        model, variables = tiny_model(reducer, layer_norm_eps=1e-3)
+        params = {**variables["params"]}
+        params["pos_embed"] = params["pos_embed"] * 0
+        return jax.jit(model.apply)({"params": params}, images)
+
+    def four_tokens(**settings):
+        settings |= dict(preset="diversity", weight="size", counts=(4,), layers=(1,))
+        return make_reducer("tdm", **settings)
+
+    unreduced = answer("none")
+    merged = answer(four_tokens(proportional_attention=True))
+    np.testing.assert_allclose(merged, unreduced, atol=1e-4)
+    assert np.abs(answer(four_tokens()) - unreduced).max() > 1e-2
+
+
+def test_a_token_counts_as_often_as_it_has_patches_and_once_without_any():
+    state = TokenState.start(jnp.zeros((1, 2, 3)), jnp.ones((1, 4, 3)))
+    reducer = make_reducer("tdm", proportional_attention=True)
+    context = BlockContext(layer=1, shape=DEIT, train=False, weights={})
+    assert reducer.key_weight(state, context) is None
+    state = state.replace_tokens(
+        jnp.ones((1, 3, 3)), jnp.array([[0, 0, 0, 1]]), jnp.zeros((1, 3), int)
+    )
+    np.testing.assert_array_equal(reducer.key_weight(state, context), [[1, 1, 3, 1, 1]])
+    assert make_reducer("tdm").key_weight(state, context) is None

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, Probe, Reducer, ViTShape
+from tdm_jax.reduction.contract import BlockContext, KeyMask, Probe, Reducer, ViTShape
 from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
@@ -68,9 +68,11 @@ class ATS(PruneReducer):
             score = score * state.valid
         return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
 
-    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
+    def key_weight(
+        self, state: TokenState, context: BlockContext
+    ) -> Float[Array, "b t"] | KeyMask | None:
         if state.valid is None:
-            return None
+            return super().key_weight(state, context)
         return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
 
     def acts(self, layer: int, n: int, shape: ViTShape) -> bool:

@@ -72,11 +72,7 @@ class ToMe(StageReducer):
         return t * k + (t // 2) * (t - t // 2) * k + t * shape.width
 
     def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
-        # Until tokens merge all sizes are 1.
-        if not self.proportional_attention or not state.moved:
-            return None
-        ones = jnp.ones(state.prefix.shape[:2], state.size.dtype)
-        return jnp.concatenate([ones, state.size], axis=1)
+        return state.proportional() if self.proportional_attention else None
 
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         n, prefix = state.count, context.shape.prefix
