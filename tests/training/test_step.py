@@ -185,8 +185,9 @@ def test_accumulation_is_the_big_batch():
     for values, expected in zip(first, second, strict=True):
         assert values["loss"] == pytest.approx(expected["loss"], abs=1e-5)
         assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    # Two updates of up to 1e-2: where a gradient is nearly 0, rounding says how far Adam goes.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole.variables, parts.variables
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), whole.variables, parts.variables
     )
 
 
