@@ -66,6 +66,20 @@ METHODS = {
 }  # fmt: skip
 NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2"}
 BY_POSITION = {"random", "tome", "ats", "psvit"}  # or by chance
+# What differs in kind; the others run among the slow tests.
+QUICK = {
+    "none",
+    "random",
+    "evit",
+    "tdm",
+    "tdm/shift",
+    "tdm/pool",
+    "tome",
+    "sit",
+    "dyvit",
+    "ats",
+    "avit",
+}
 CASES = [
     *(("dinov3", name) for name in METHODS if name != "tdm/pool"),
     *(("siglip", name) for name in METHODS if name not in NEED_CLASS_TOKEN),
@@ -114,7 +128,12 @@ class Case:
         return self.compiled(self.params, IMAGES)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def param(family, name):
+    marks = () if name in QUICK else pytest.mark.slow
+    return pytest.param((family, name), id=f"{family}-{name}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=[param(*case) for case in CASES])
 def case(request):
     return Case(*request.param)
 
