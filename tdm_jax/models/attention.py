@@ -80,9 +80,13 @@ class QueriesKeysValues(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t 3*d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], update: Float[Array, "d 3*d"] | None = None
+    ) -> Float[Array, "b t 3*d"]:
+        """The three side by side; `update` is added to the kernel."""
         d = x.shape[-1]
         kernel = self.param("kernel", init, (d, 3 * d))
+        kernel = kernel if update is None else kernel + update
         y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.biased:
             return y
@@ -114,6 +118,7 @@ class Attention(nn.Module):
         x: Float[Array, "b t d"],
         key_weight: Float[Array, "b t"] | KeyMask | None = None,
         rotation: Rotation | None = None,
+        update: Float[Array, "d 3*d"] | None = None,
     ) -> tuple[Float[Array, "b t d"], AttentionView]:
         """Attends.
 
@@ -121,12 +126,13 @@ class Attention(nn.Module):
           x: normed tokens.
           key_weight: factor of each key in the softmax, or a mask to learn; None for 1.
           rotation: of queries and keys; None for none.
+          update: what a method adds to the kernel of queries, keys and values; None for nothing.
 
         Returns:
           The output and a view of the attention.
         """
         b, t, d = x.shape
-        qkv = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")(x)
+        qkv = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")(x, update)
         # The gradient of a split is a concatenation; an index's would be three padded sums.
         q, k, v = (z.reshape(b, t, self.num_heads, -1) for z in jnp.split(qkv, 3, axis=-1))
         unturned = None

@@ -60,7 +60,8 @@ class Block(nn.Module):
             grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
             rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
         attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
-        y, view = attention(norm("norm1")(x), self.reducer.key_weight(state, context), rotation)
+        weight, update = self.reducer.key_weight(state, context), self.reducer.qkv_update(context)
+        y, view = attention(norm("norm1")(x), weight, rotation, update)
         context = context.replace(attention=view)
         x = residual(x, scaled(y, "ls1"))
         state = self.reducer.after_attention(state.with_sequence(x), context)

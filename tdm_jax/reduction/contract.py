@@ -253,6 +253,14 @@ class Reducer:
         """
         return None
 
+    def qkv_update(self, context: BlockContext) -> Float[Array, "d 3*d"] | None:
+        """What a method's weights add to the kernel of the block's queries, keys and values."""
+        return None
+
+    def folded(self) -> "Reducer":
+        """What is left of the method once `qkv_update` is part of the model's kernels."""
+        return self
+
     def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
         """Called after the attention's residual, before the MLP."""
         return state

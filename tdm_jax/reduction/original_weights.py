@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.stages import StageReducer
+from tdm_jax.reduction.contract import Reducer
 
 
 def stage_name(stage: int) -> str:
@@ -15,13 +15,13 @@ def stage_name(stage: int) -> str:
 
 
 def import_stages(
-    reducer: StageReducer, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
+    reducer: Reducer, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
 ) -> dict[str, Any]:
     """Sorts the arrays `{prefix}.{stage}.{name}` of a PyTorch program into a tree by stage.
 
     Args:
-      reducer: the method; each of its layers is a stage, or, where every block is one, there are as
-        many as the names tell.
+      reducer: the method; each of its layers is a stage, or, where every block is one, or it has no
+        layers, there are as many as the names tell.
       arrays: by original name.
       prefix: of all names.
       names: for each original name its path in a stage's tree, parts joined by "/". A linear map's
@@ -33,15 +33,15 @@ def import_stages(
     Raises:
       InputError: there are more or fewer stages, or names are missing or unknown.
     """
-    owner = type(reducer).__name__
+    owner, layers = type(reducer).__name__, getattr(reducer, "layers", "all")
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
     matches = map(pattern.fullmatch, arrays)
     got = 1 + max((int(match[1]) for match in matches if match), default=-1)
-    stages = got if reducer.layers == "all" else len(reducer.layers)
+    stages = got if layers == "all" else len(layers)
     if got != stages:
         raise InputError(
             f"{owner}: expected weights of {stages} stages, one for each of the layers "
-            f"{reducer.layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; got {got} stages"
+            f"{layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; got {got} stages"
         )
     expected = {
         f"{prefix}.{stage}.{name}": (stage, path)

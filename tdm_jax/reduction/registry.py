@@ -8,6 +8,8 @@ from tdm_jax.reduction.contract import Reducer
 from tdm_jax.reduction.merger import Merger
 from tdm_jax.reduction.methods.ats import ATS
 from tdm_jax.reduction.methods.avit import AViT
+from tdm_jax.reduction.methods.cubist import CubistMerge
+from tdm_jax.reduction.methods.diffrate import DiffRate
 from tdm_jax.reduction.methods.dpcknn import DPCKNN, ScoredDPCKNN
 from tdm_jax.reduction.methods.dyvit import DynamicViT
 from tdm_jax.reduction.methods.evit import EViT
@@ -21,6 +23,7 @@ from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
 from tdm_jax.reduction.methods.sit import SiT
 from tdm_jax.reduction.methods.spvit import SPViT
 from tdm_jax.reduction.methods.svite import SViTE
+from tdm_jax.reduction.methods.tocom import ToCom
 from tdm_jax.reduction.methods.tome import ToMe
 from tdm_jax.reduction.methods.topk import TopK
 from tdm_jax.reduction.prune import PruneReducer
@@ -32,6 +35,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "topk": TopK,
     "evit": EViT,
     "tome": ToMe,
+    "diffrate": DiffRate,
+    "cubist": CubistMerge,
     "dpcknn": DPCKNN,
     "dpcknn_score": ScoredDPCKNN,
     "kmedoids": KMedoids,
@@ -46,6 +51,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "spvit": SPViT,
     "svite": SViTE,
     "iared2": IARED2,
+    "tocom": ToCom,
 }
 
 # Where TDM's merger takes over the tokens that a method would drop.

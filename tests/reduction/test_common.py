@@ -84,6 +84,23 @@ def slimmed(depth: int) -> Any:
     return make_reducer("psvit", sets=tuple(odd[i:] for i in range(depth + 1)))
 
 
+def dropping(depth: int) -> Any:
+    """DiffRate without merging; the first block removes nothing."""
+    return make_reducer("diffrate", prune_kept=(PATCHES + 1, 16, 10)[:depth])
+
+
+def merging_alike(depth: int) -> Any:
+    return make_reducer("diffrate", merge_kept=(PATCHES + 1, 16, 10)[:depth])
+
+
+def in_rows_and_columns(depth: int) -> Any:
+    return make_reducer("cubist", block=1, remove_rows=2, remove_columns=3)
+
+
+def compensated(depth: int) -> Any:
+    return make_reducer("tocom", r=7, source_r=2, dim=16)
+
+
 def halting(depth: int) -> Any:
     """A-ViT with a gate that opens on random tokens."""
     return make_reducer("avit", scale=2.0, center=1.0)
@@ -132,6 +149,11 @@ TABLE = (
     Row("ats+tdm", by_position=True),
     Row("avit", build=halting, returns=True),
     Row("avit", (("counts", True),), build=halting_in_slots, returns=True),
+    Row("diffrate", build=merging_alike),
+    pruning("diffrate", settings=(("merging", False),), build=dropping),
+    Row("cubist", by_position=True, build=in_rows_and_columns),
+    Row("tocom", by_position=True, build=compensated),
+    Row("tocom", class_token=False, by_position=True, build=compensated),
     pruning("psvit", by_position=True, build=slimmed),
 )
 

@@ -63,9 +63,13 @@ METHODS = {
     "evovit": make_reducer("evovit", keep_rate=0.5, layers=(1, 2)),
     "avit": make_reducer("avit", scale=2.0, center=1.0, counts=(15, 9)),
     "psvit": make_reducer("psvit", sets=(ALL, ALL[::2], ALL[6::2], ALL[14::2])),
+    "diffrate": make_reducer("diffrate", prune_kept=(99, 20, 14), merge_kept=(99, 16, 10)),
+    "cubist": make_reducer("cubist", block=1, remove_rows=1, remove_columns=2),
+    "tocom": make_reducer("tocom", r=5, source_r=1, dim=16),
 }  # fmt: skip
-NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2"}
-BY_POSITION = {"random", "tome", "ats", "psvit"}  # or by chance
+NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2", "diffrate"}
+NO_KEEP_RATE = {"avit", "psvit", "diffrate", "cubist", "tocom"}
+BY_POSITION = {"random", "tome", "tocom", "cubist", "ats", "psvit"}  # or by chance
 # What differs in kind; the others run among the slow tests.
 QUICK = {
     "none",
@@ -79,12 +83,14 @@ QUICK = {
     "dyvit",
     "ats",
     "avit",
+    "diffrate",
+    "cubist",
 }
 CASES = [
     *(("dinov3", name) for name in METHODS if name != "tdm/pool"),
     *(("siglip", name) for name in METHODS if name not in NEED_CLASS_TOKEN),
     # Means weigh what has been fused, merged, packed, brought back, or left empty.
-    *(("mae", name) for name in ("evit", "tdm", "tome", "sit", "spvit", "ats", "avit")),
+    *(("mae", name) for name in ("evit", "tdm", "tome", "sit", "spvit", "ats", "avit", "diffrate")),
     *(("clip", name) for name in ("tdm/shift", "evovit")),
 ]
 
@@ -185,7 +191,7 @@ def test_a_token_stands_at_the_mean_of_its_patches(case):
             # All patches are back behind the block: those within it are patches, each itself.
             assert all(len({*map(tuple, image)} & {*map(tuple, PLACES)}) == 12 for image in where)
             continue
-        before = isinstance(case.model.reducer, StageReducer) and case.model.reducer.before
+        before = getattr(case.model.reducer, "before", False)
         assign = np.asarray(info.intermediates[layer - (not before)].assign)
         for image, owners in zip(where, assign, strict=True):
             for token, place in enumerate(image):
@@ -226,7 +232,7 @@ def test_a_pooling_query_sees_sizes_where_the_attention_does(case):
     keys, values = map(heads, np.split(dense(np.asarray(info.features), "kv"), 2, axis=-1))
     query = heads(dense(params["latent"][0, 0], "q"))
     weight = np.exp(np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(WIDTH // HEADS))
-    if case.name == "tome":
+    if case.name in ("tome", "tocom"):
         assert np.asarray(info.size).max() > 1
         weight = weight * np.asarray(info.size)[:, None]
     share = weight / weight.sum(axis=-1, keepdims=True)
@@ -284,7 +290,7 @@ def program(model):
 @pytest.mark.parametrize(
     ("family", "names"),
     [
-        ("dinov3", [name for name in METHODS if name not in ("avit", "psvit", "tdm/pool")]),
+        ("dinov3", [name for name in METHODS if name not in {*NO_KEEP_RATE, "tdm/pool"}]),
         ("siglip", ["tome", "tdm/pool"]),
         ("mae", ["tome", "evovit"]),
     ],
