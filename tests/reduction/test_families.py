@@ -65,7 +65,7 @@ METHODS = {
     "psvit": make_reducer("psvit", sets=(ALL, ALL[::2], ALL[6::2], ALL[14::2])),
 }  # fmt: skip
 NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2"}
-BY_POSITION = {"random", "tome", "ats", "psvit"}  # or by chance
+BY_POSITION = {"random", "tome", "tofu", "ats", "psvit"}  # or by chance
 CASES = [
     *(("dinov3", name) for name in METHODS if name != "tdm/pool"),
     *(("siglip", name) for name in METHODS if name not in NEED_CLASS_TOKEN),
@@ -207,7 +207,7 @@ def test_a_pooling_query_sees_sizes_where_the_attention_does(case):
     keys, values = map(heads, np.split(dense(np.asarray(info.features), "kv"), 2, axis=-1))
     query = heads(dense(params["latent"][0, 0], "q"))
     weight = np.exp(np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(WIDTH // HEADS))
-    if case.name == "tome":
+    if case.name in ("tome", "atc"):
         assert np.asarray(info.size).max() > 1
         weight = weight * np.asarray(info.size)[:, None]
     share = weight / weight.sum(axis=-1, keepdims=True)
