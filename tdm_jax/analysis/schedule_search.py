@@ -76,12 +76,13 @@ def _costs(model: VisionTransformer, reducer: StageReducer) -> int:
 
 def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> StageReducer:
     """The counts of a keep rate, rounded up until prefix and patch tokens fill whole tiles."""
-    by_rate = dataclasses.replace(reducer, keep_rate=rate, counts=None, r=None, round_to=1)
+    at_rate: Any = reducer.at_keep_rate(rate)
+    by_rate = dataclasses.replace(at_rate, round_to=1)
     out = [block.out for block in plan(by_rate, shape)]
     tokens = [out[layer] + shape.prefix for layer in by_rate.stages(shape)]
     counts = (-(-t // tile) * tile - shape.prefix for t in tokens)
     counts = tuple(min(count, shape.patches) for count in counts)
-    return dataclasses.replace(reducer, counts=counts, r=None, round_to=1)
+    return dataclasses.replace(by_rate, counts=counts)
 
 
 def advise(

@@ -6,6 +6,7 @@ from typing import Any
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.reduction.contract import Reducer
 from tdm_jax.reduction.merger import Merger
+from tdm_jax.reduction.methods.atc import ATC
 from tdm_jax.reduction.methods.ats import ATS
 from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.cubist import CubistMerge
@@ -17,6 +18,7 @@ from tdm_jax.reduction.methods.evovit import EvoViT
 from tdm_jax.reduction.methods.iared2 import IARED2
 from tdm_jax.reduction.methods.kmedoids import KMedoids
 from tdm_jax.reduction.methods.patchmerger import PatchMerger
+from tdm_jax.reduction.methods.pitome import PiToMe
 from tdm_jax.reduction.methods.psvit import PSViT
 from tdm_jax.reduction.methods.random import Random
 from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
@@ -24,6 +26,7 @@ from tdm_jax.reduction.methods.sit import SiT
 from tdm_jax.reduction.methods.spvit import SPViT
 from tdm_jax.reduction.methods.svite import SViTE
 from tdm_jax.reduction.methods.tocom import ToCom
+from tdm_jax.reduction.methods.tofu import ToFu
 from tdm_jax.reduction.methods.tome import ToMe
 from tdm_jax.reduction.methods.topk import TopK
 from tdm_jax.reduction.prune import PruneReducer
@@ -37,6 +40,9 @@ REDUCERS: dict[str, type[Reducer]] = {
     "tome": ToMe,
     "diffrate": DiffRate,
     "cubist": CubistMerge,
+    "pitome": PiToMe,
+    "tofu": ToFu,
+    "atc": ATC,
     "dpcknn": DPCKNN,
     "dpcknn_score": ScoredDPCKNN,
     "kmedoids": KMedoids,
@@ -110,7 +116,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
         reducer = kind(**arguments)
     except TypeError as error:
         raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
-    schedules = [key for key in ("keep_rate", "counts", "r") if key in settings]
+    schedules = [key for key in ("keep_rate", "counts", "r", "ratio") if key in settings]
     # An adaptive method's counts are slots for what its keep rate lets through.
     if len(schedules) > 1 and not reducer.adaptive:
         raise InputError(

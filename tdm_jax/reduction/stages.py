@@ -124,6 +124,10 @@ class StageReducer(Reducer):
         fits = max(self._removed, default=0) < patches
         require(self, "r", fits, f"be below the {patches} patches")
 
+    def removed(self, shape: ViTShape) -> tuple[int, ...]:
+        """Patch tokens that each stage is to remove, where `r` says so."""
+        return removals(self.r or 0, self.ramp, len(self.stages(shape)))
+
     def count(self, stage: int, n: int, patches: int) -> int:
         """Tokens that leave a stage by its keep rate, before rounding, of the n that reach it."""
         if self.cumulative:
@@ -135,7 +139,7 @@ class StageReducer(Reducer):
         if self.counts is not None:
             count = self.counts[stage]
         elif self.r is not None:
-            count = n - removals(self.r, self.ramp, len(self.stages(shape)))[stage]
+            count = n - self.removed(shape)[stage]
         else:
             count = self.count(stage, n, shape.patches)
         count = min(max(count, 1), n)

@@ -65,7 +65,7 @@ class Row:
         settings = dict(self.settings)
         if self.name != "none":
             settings["layers"] = layers
-            if not settings.keys() & {"keep_rate", "r", "counts"}:
+            if not settings.keys() & {"keep_rate", "r", "counts", "ratio"}:
                 settings["keep_rate"] = 0.6
         return make_reducer(self.name, **settings)
 
@@ -128,6 +128,14 @@ TABLE = (
     Row("evit+tdm"),
     Row("tome", (("r", 7),), by_position=True),
     Row("tome", (("r", 7),), class_token=False, by_position=True),
+    Row("pitome", (("ratio", 0.7),)),
+    Row("pitome", (("r", 5),), class_token=False),
+    pruning("tofu", settings=(("r", 7),), by_position=True),
+    Row("tofu", (("r", 7), ("strategy", "tofu")), by_position=True),
+    Row("tofu", (("r", 7), ("strategy", "mlerp")), class_token=False, by_position=True),
+    Row("atc"),
+    Row("atc", (("linkage", "single"),)),
+    Row("atc", (("linkage", "complete"), ("proportional_attention", False)), class_token=False),
     Row("dpcknn"),
     Row("dpcknn_score"),
     Row("kmedoids", gathers=True),

@@ -69,7 +69,7 @@ METHODS = {
 }  # fmt: skip
 NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2", "diffrate"}
 NO_KEEP_RATE = {"avit", "psvit", "diffrate", "cubist", "tocom"}
-BY_POSITION = {"random", "tome", "tocom", "cubist", "ats", "psvit"}  # or by chance
+BY_POSITION = {"random", "tome", "tocom", "tofu", "cubist", "ats", "psvit"}  # or by chance
 # What differs in kind; the others run among the slow tests.
 QUICK = {
     "none",
@@ -232,7 +232,7 @@ def test_a_pooling_query_sees_sizes_where_the_attention_does(case):
     keys, values = map(heads, np.split(dense(np.asarray(info.features), "kv"), 2, axis=-1))
     query = heads(dense(params["latent"][0, 0], "q"))
     weight = np.exp(np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(WIDTH // HEADS))
-    if case.name in ("tome", "tocom"):
+    if case.name in ("tome", "tocom", "atc"):
         assert np.asarray(info.size).max() > 1
         weight = weight * np.asarray(info.size)[:, None]
     share = weight / weight.sum(axis=-1, keepdims=True)
