@@ -14,7 +14,9 @@ from tdm_jax.reduction.methods.evit import EViT
 from tdm_jax.reduction.methods.evovit import EvoViT
 from tdm_jax.reduction.methods.iared2 import IARED2
 from tdm_jax.reduction.methods.kmedoids import KMedoids
+from tdm_jax.reduction.methods.mctf import MCTF
 from tdm_jax.reduction.methods.patchmerger import PatchMerger
+from tdm_jax.reduction.methods.ppt import PPT
 from tdm_jax.reduction.methods.psvit import PSViT
 from tdm_jax.reduction.methods.random import Random
 from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
@@ -32,6 +34,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "topk": TopK,
     "evit": EViT,
     "tome": ToMe,
+    "mctf": MCTF,
+    "ppt": PPT,
     "dpcknn": DPCKNN,
     "dpcknn_score": ScoredDPCKNN,
     "kmedoids": KMedoids,

@@ -18,16 +18,14 @@ it, becomes the constant r that costs about the same, see `with_constant_r`.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.ops.distances import cosine_similarity
-from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
-from tdm_jax.ops.merging import Merge
-from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape, plan
+from tdm_jax.reduction.matching import at_most_half, by_similarity, matching_macs
 from tdm_jax.reduction.schedules import removals
 from tdm_jax.reduction.stages import Layers, StageReducer
 from tdm_jax.reduction.token_state import TokenState
@@ -49,47 +47,40 @@ class ToMe(StageReducer):
         most = 0 if self.r is None else max(removals(self.r, self.ramp, len(self.stages(shape))))
         if most > shape.patches // 2:
             raise InputError(
-                f"ToMe: r must be at most half of the {shape.patches} patches; got {most}"
+                f"{self.title}: r must be at most half of the {shape.patches} patches; got {most}"
             )
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         if self.by_rate and not isinstance(self.keep_rate, tuple):
             return with_constant_r(self, shape).stage_count(stage, n, shape)
-        count, half = super().stage_count(stage, n, shape), n - n // 2
-        if count < half and self.r is None:
-            raise InputError(
-                f"ToMe: a stage merges at most half of its {n} tokens; expected a count of at "
-                f"least {half}; got {count}"
-            )
         # As in the authors' program, r shrinks where too few tokens are left.
-        return max(count, half)
+        count = super().stage_count(stage, n, shape)
+        return at_most_half(self.title, count, n, self.r is not None)
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         if self.block_plan(layer, n, shape) == (n, n, n):
             return 0
-        t, k = n + shape.prefix, shape.width // shape.num_heads
-        # The mean of the keys, their similarities, and the sizes times the tokens.
-        return t * k + (t // 2) * (t - t // 2) * k + t * shape.width
+        t = n + shape.prefix
+        own, k = self.metric_macs(t, shape)
+        # The metric, its similarities, and the sizes times the tokens.
+        return own + matching_macs(t, k) + t * shape.width
+
+    def metric_macs(self, t: int, shape: ViTShape) -> tuple[int, int]:
+        """Multiply-adds of the metric of t tokens, prefix included, and its width."""
+        k = shape.width // shape.num_heads
+        return t * k, k  # the mean of the keys
 
     def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
         return state.proportional() if self.proportional_attention else None
 
+    def metric(self, state: TokenState, context: BlockContext) -> Float[Array, "b n k"]:
+        """What two tokens are compared by."""
+        attention: Any = context.attention  # there is one at a stage
+        return attention.keys().astype(jnp.float32).mean(axis=2)
+
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        n, prefix = state.count, context.shape.prefix
-        merging = n - self.stage_count(self.stage(context), n, context.shape)
-        a, b = prefix % 2, 1 - prefix % 2  # where they begin; then every second token
-        metric = context.attention.keys().astype(jnp.float32).mean(axis=2)
-        similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
-        _, sources, others = similarity.shape
-        rank = inverse_index(argtopk(similarity.max(axis=-1), sources), sources)
-        # Those that stay come first.
-        order = argtopk((rank >= merging).astype(jnp.float32), sources)
-        left, gone = order[:, : sources - merging], order[:, sources - merging :]
-        merge = Merge(
-            keep=jnp.concatenate([a + 2 * left, b + 2 * leading_indices(others, left)], axis=1),
-            gone=a + 2 * gone,
-            into=sources - merging + jnp.argmax(gather_tokens(similarity, gone), axis=-1),
-        )
+        merging = state.count - self.stage_count(self.stage(context), state.count, context.shape)
+        merge = by_similarity(self.metric(state, context), context.shape.prefix, merging)
         return state.merge([merge], state.size)
 
 
