@@ -56,19 +56,19 @@ class Block(nn.Module):
         norm1 = norm("norm1")
         attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
 
-        def attend(state: TokenState, preview: bool) -> tuple[Array, AttentionView | None]:
-            x = state.sequence()
+        def attend(
+            state: TokenState, x: Array, preview: bool = False
+        ) -> tuple[Array, AttentionView | None]:
             rotation = None
             if spec.rotary is not None:
                 grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
                 rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
-            weight = self.reducer.key_weight(state, context)
-            return attention(norm1(x), weight, rotation, preview)
+            return attention(norm1(x), self.reducer.key_weight(state, context), rotation, preview)
 
-        ahead = context.replace(preview=lambda state: attend(state, preview=True)[1])
+        ahead = context.replace(preview=lambda state: attend(state, state.sequence(), True)[1])
         state = self.reducer.before_block(state, ahead)
         x = state.sequence()
-        y, view = attend(state, preview=False)
+        y, view = attend(state, x)
         context = context.replace(attention=view)
         x = residual(x, scaled(y, "ls1"))
         state = self.reducer.after_attention(state.with_sequence(x), context)

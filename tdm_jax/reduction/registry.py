@@ -9,6 +9,7 @@ from tdm_jax.reduction.merger import Merger
 from tdm_jax.reduction.methods.ats import ATS
 from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.dpcknn import DPCKNN, ScoredDPCKNN
+from tdm_jax.reduction.methods.dtem import DTEM
 from tdm_jax.reduction.methods.dyvit import DynamicViT
 from tdm_jax.reduction.methods.evit import EViT
 from tdm_jax.reduction.methods.evovit import EvoViT
@@ -34,6 +35,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "topk": TopK,
     "evit": EViT,
     "tome": ToMe,
+    "dtem": DTEM,
     "mctf": MCTF,
     "ppt": PPT,
     "dpcknn": DPCKNN,

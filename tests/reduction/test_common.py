@@ -112,6 +112,7 @@ TABLE = (
     Row("evit+tdm"),
     Row("tome", (("r", 7),), by_position=True),
     Row("tome", (("r", 7),), class_token=False, by_position=True),
+    Row("dtem", (("r", 7),), by_position=True),
     Row("mctf", (("r", 7),), by_position=True),
     Row("mctf", (("r", 6), ("one_step_ahead", 2)), class_token=False, by_position=True),
     Row("mctf", (("r", 7), ("one_step_ahead", 0), ("pooling", 1)), by_position=True),
