@@ -13,7 +13,7 @@ from tdm_jax.models.rotary import Rotation
 from tdm_jax.ops.attention import attend
 from tdm_jax.ops.class_row import class_row
 from tdm_jax.ops.products import product
-from tdm_jax.reduction.contract import KeyMask
+from tdm_jax.reduction.contract import AttentionMap, KeyMask
 
 Dtype = Any
 
@@ -36,6 +36,8 @@ class AttentionView:
     prefix: int = struct.field(pytree_node=False)
     # The keys before they were turned, where positions are rotary.
     unturned: Float[Array, "b t h k"] | None = None
+    # What the block's attention reads.
+    normed: Float[Array, "b t d"] | None = None
 
     def class_row(self) -> Float[Array, "b h n"]:
         """The class token's softmax over all keys, restricted to the patch tokens: O(n d)."""
@@ -43,8 +45,12 @@ class AttentionView:
 
     def received(self) -> Float[Array, "b n"]:
         """Attention that each patch token receives, summed over heads and all queries."""
+        return self.map().sum(axis=(1, 2))[:, self.prefix :]
+
+    def map(self) -> Float[Array, "b h t t"]:
+        """Softmax of all queries over all keys, prefix included: O(n^2 d), and the n x n map."""
         logits = jnp.einsum("bqhk,bthk->bhqt", self.q, self.k, preferred_element_type=jnp.float32)
-        return self._softmax(logits).sum(axis=(1, 2))[:, self.prefix :]
+        return self._softmax(logits)
 
     def _softmax(self, logits: Float[Array, "b h ... t"]) -> Float[Array, "b h ... t"]:
         logits = logits * self.q.shape[-1] ** -0.5
@@ -60,6 +66,11 @@ class AttentionView:
         """The patch tokens' values."""
         return self.v[:, self.prefix :]
 
+    def inputs(self) -> Float[Array, "b n d"]:
+        """The patch tokens as the attention reads them: behind the block's first norm."""
+        assert self.normed is not None
+        return self.normed[:, self.prefix :]
+
 
 def key_bias(key_weight: Float[Array, "b t"] | KeyMask | None) -> Float[Array, "b t"] | None:
     """What a key's factor in the softmax adds to its logits."""
@@ -69,7 +80,7 @@ def key_bias(key_weight: Float[Array, "b t"] | KeyMask | None) -> Float[Array, "
 
 
 class QueriesKeysValues(nn.Module):
-    """All three by one linear map, of which some may have no bias.
+    """All three, or those that are asked for, by one linear map; some may have no bias.
 
     Attributes:
       biased: those that have one, of "qkv", in this order.
@@ -81,19 +92,28 @@ class QueriesKeysValues(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t d"], update: Float[Array, "d 3*d"] | None = None
-    ) -> Float[Array, "b t 3*d"]:
-        """The three side by side; `update` is added to the kernel."""
+        self,
+        x: Float[Array, "b t d"],
+        parts: str = "qkv",
+        update: Float[Array, "d 3*d"] | None = None,
+    ) -> Float[Array, "b t p"]:
+        """Those of `parts`, neighbours in "qkv", side by side; `update` is added to the kernel."""
         d = x.shape[-1]
         kernel = self.param("kernel", init, (d, 3 * d))
         kernel = kernel if update is None else kernel + update
+        first = "qkv".index(parts) * d
+        own = slice(first, first + len(parts) * d)
+        if parts != "qkv":
+            kernel = kernel[:, own]
         y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.biased:
             return y
         bias = self.param("bias", nn.initializers.zeros, (len(self.biased) * d,))
         if self.biased != "qkv":
-            own = dict(zip(self.biased, jnp.split(bias, len(self.biased)), strict=True))
-            bias = jnp.concatenate([own.get(part, jnp.zeros(d)) for part in "qkv"])
+            given = dict(zip(self.biased, jnp.split(bias, len(self.biased)), strict=True))
+            bias = jnp.concatenate([given.get(part, jnp.zeros(d)) for part in "qkv"])
+        if parts != "qkv":
+            bias = bias[own]
         return y + bias.astype(self.dtype)
 
 
@@ -116,23 +136,42 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        key_weight: Float[Array, "b t"] | KeyMask | None = None,
+        key_weight: Float[Array, "b t"] | KeyMask | AttentionMap | None = None,
         rotation: Rotation | None = None,
         update: Float[Array, "d 3*d"] | None = None,
-    ) -> tuple[Float[Array, "b t d"], AttentionView]:
+        preview: bool = False,
+    ) -> tuple[Float[Array, "b t d"], AttentionView | None]:
         """Attends.
 
         Args:
           x: normed tokens.
-          key_weight: factor of each key in the softmax, or a mask to learn; None for 1.
+          key_weight: factor of each key in the softmax, or a mask to learn; None for 1. Or the
+            softmax itself.
           rotation: of queries and keys; None for none.
           update: what a method adds to the kernel of queries, keys and values; None for nothing.
+          preview: whether to look only: then the output is `x`, and there are no values.
 
         Returns:
-          The output and a view of the attention.
+          The output and a view of the attention; None where the softmax was given.
         """
         b, t, d = x.shape
-        qkv = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")(x, update)
+        linear = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")
+        if isinstance(key_weight, AttentionMap):
+            v = linear(x, "v", update).reshape(b, t, self.num_heads, -1)
+            y = jnp.einsum("bhqt,bthk->bqhk", key_weight.map.astype(v.dtype), v)
+            return Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d)), None
+        if preview:
+            q, k = (
+                z.reshape(b, t, self.num_heads, -1)
+                for z in jnp.split(linear(x, "qk", update), 2, -1)
+            )
+            class_query, unturned = q[:, 0], None
+            if rotation is not None:
+                q, k, unturned = rotation(q), rotation(k), k
+            nothing, bias = jnp.zeros_like(k), key_bias(key_weight)
+            view = AttentionView(q, k, nothing, class_query, bias, self.prefix, unturned, x)
+            return x, view
+        qkv = linear(x, update=update)
         # The gradient of a split is a concatenation; an index's would be three padded sums.
         q, k, v = (z.reshape(b, t, self.num_heads, -1) for z in jnp.split(qkv, 3, axis=-1))
         unturned = None
@@ -145,7 +184,7 @@ class Attention(nn.Module):
             y = attend(q, k, v, bias)
         y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
         class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
-        return y, AttentionView(q, k, v, class_query, bias, self.prefix, unturned)
+        return y, AttentionView(q, k, v, class_query, bias, self.prefix, unturned, x)
 
 
 def masked_attention(

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array
 
-from tdm_jax.models.attention import Attention
+from tdm_jax.models.attention import Attention, AttentionView
 from tdm_jax.models.layers import LayerNorm, LayerScale, Mlp
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.reduction import BlockContext, Reducer
@@ -53,15 +53,25 @@ class Block(nn.Module):
             drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
             return x + drop(y, deterministic=not context.train)
 
-        state = self.reducer.before_block(state, context)
-        x = state.sequence()
-        rotation = None
-        if spec.rotary is not None:
-            grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
-            rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
+        norm1 = norm("norm1")
         attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
-        weight, update = self.reducer.key_weight(state, context), self.reducer.qkv_update(context)
-        y, view = attention(norm("norm1")(x), weight, rotation, update)
+
+        update = self.reducer.qkv_update(context)
+
+        def attend(
+            state: TokenState, x: Array, preview: bool = False
+        ) -> tuple[Array, AttentionView | None]:
+            rotation = None
+            if spec.rotary is not None:
+                grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
+                rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
+            weight = self.reducer.key_weight(state, context)
+            return attention(norm1(x), weight, rotation, update, preview)
+
+        ahead = context.replace(preview=lambda state: attend(state, state.sequence(), True)[1])
+        state = self.reducer.before_block(state, ahead)
+        x = state.sequence()
+        y, view = attend(state, x)
         context = context.replace(attention=view)
         x = residual(x, scaled(y, "ls1"))
         state = self.reducer.after_attention(state.with_sequence(x), context)

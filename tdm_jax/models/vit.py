@@ -336,7 +336,8 @@ class VisionTransformer(nn.Module):
                 self.num_heads, self.mlp_hidden, self.activation, self.layer_norm_eps, self.dtype,
                 name="attn_pool",
             )  # fmt: skip
-            return (pool(features, key_bias(self.reducer.key_weight(state, context))),)
+            weight: Any = self.reducer.key_weight(state, context)  # no block's map
+            return (pool(features, key_bias(weight)),)
         parts = [features[:, 0]] if self.pooling.startswith("token") else []
         if self.pooling.endswith("avg"):
             parts.append(mean_patch(features, state))

@@ -77,6 +77,24 @@ class Attention(Protocol):
     def values(self) -> Float[Array, "b n h k"]:
         """The patch tokens' values."""
 
+    def map(self) -> Float[Array, "b h t t"]:
+        """Softmax of all queries over all keys, prefix included."""
+
+    def inputs(self) -> Float[Array, "b n d"]:
+        """The patch tokens as the attention reads them: behind the block's first norm."""
+
+
+@runtime_checkable
+class Preview(Protocol):
+    """A look at a block's attention before the block."""
+
+    def __call__(self, state: TokenState) -> Attention:
+        """What the block's attention would see of these tokens, by the block's own weights.
+
+        Of the answers only those that queries and keys decide. Costs a norm and their two linear
+        maps, beside what is asked for.
+        """
+
 
 @runtime_checkable
 class Pooling(Protocol):
@@ -95,7 +113,9 @@ class BlockContext(struct.PyTreeNode):
       train: whether this is a training forward pass.
       weights: the method's own learned weights, {} if it has none.
       key: randomness for this block; None where the caller gave none.
-      attention: the block's own, for `after_attention`; None before.
+      attention: the block's own, for `after_attention`; None before, and where the method gave the
+        map.
+      preview: a look at the block's attention, for `before_block`.
       update: what the block's MLP adds to each patch token, for `after_block`; None before.
       pooling: the head's, where it attends to the tokens; None elsewhere.
     """
@@ -106,6 +126,7 @@ class BlockContext(struct.PyTreeNode):
     weights: Weights
     key: Any = None
     attention: Attention | None = None
+    preview: Preview | None = struct.field(pytree_node=False, default=None)
     update: Float[Array, "b n d"] | None = None
     pooling: Pooling | None = None
 
@@ -120,6 +141,16 @@ class KeyMask:
     """
 
     mask: Float[Array, "b t"]
+
+
+@struct.dataclass
+class AttentionMap:
+    """Who looks at whom in a block, over prefix and patch tokens, instead of what it would compute.
+
+    Queries and keys are then not needed: the block computes values alone.
+    """
+
+    map: Float[Array, "b h t t"]
 
 
 @runtime_checkable
@@ -245,11 +276,12 @@ class Reducer:
 
     def key_weight(
         self, state: TokenState, context: BlockContext
-    ) -> Float[Array, "b t"] | KeyMask | None:
+    ) -> Float[Array, "b t"] | KeyMask | AttentionMap | None:
         """Factor of each key in the block's softmax, over prefix and patch tokens; None for 1.
 
         `softmax_j = w_j exp(l_ij) / sum_j w_j exp(l_ij)`: 0 masks a token, its size gives ToMe's
-        proportional attention. A `KeyMask` is for masks that are being learned.
+        proportional attention. A `KeyMask` is for masks that are being learned, an
+        `AttentionMap` for a method that has the whole softmax already.
         """
         return None
 

@@ -12,13 +12,16 @@ from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.cubist import CubistMerge
 from tdm_jax.reduction.methods.diffrate import DiffRate
 from tdm_jax.reduction.methods.dpcknn import DPCKNN, ScoredDPCKNN
+from tdm_jax.reduction.methods.dtem import DTEM
 from tdm_jax.reduction.methods.dyvit import DynamicViT
 from tdm_jax.reduction.methods.evit import EViT
 from tdm_jax.reduction.methods.evovit import EvoViT
 from tdm_jax.reduction.methods.iared2 import IARED2
 from tdm_jax.reduction.methods.kmedoids import KMedoids
+from tdm_jax.reduction.methods.mctf import MCTF
 from tdm_jax.reduction.methods.patchmerger import PatchMerger
 from tdm_jax.reduction.methods.pitome import PiToMe
+from tdm_jax.reduction.methods.ppt import PPT
 from tdm_jax.reduction.methods.psvit import PSViT
 from tdm_jax.reduction.methods.random import Random
 from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
@@ -43,6 +46,9 @@ REDUCERS: dict[str, type[Reducer]] = {
     "pitome": PiToMe,
     "tofu": ToFu,
     "atc": ATC,
+    "dtem": DTEM,
+    "mctf": MCTF,
+    "ppt": PPT,
     "dpcknn": DPCKNN,
     "dpcknn_score": ScoredDPCKNN,
     "kmedoids": KMedoids,

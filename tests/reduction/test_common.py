@@ -20,6 +20,7 @@ from tdm_jax import create_model, make_reducer, unmerge
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.cluster import SoftClusterReducer
+from tdm_jax.reduction.contract import AttentionMap
 from tdm_jax.reduction.token_state import TokenState
 from tests.reduction.permutation import assert_alike, permuted
 
@@ -136,6 +137,12 @@ TABLE = (
     Row("atc"),
     Row("atc", (("linkage", "single"),)),
     Row("atc", (("linkage", "complete"), ("proportional_attention", False)), class_token=False),
+    Row("dtem", (("r", 7),), by_position=True),
+    Row("mctf", (("r", 7),), by_position=True),
+    Row("mctf", (("r", 6), ("one_step_ahead", 2)), class_token=False, by_position=True),
+    Row("mctf", (("r", 7), ("one_step_ahead", 0), ("pooling", 1)), by_position=True),
+    pruning("ppt", settings=(("threshold", 0.0),)),
+    Row("ppt", (("threshold", 1.0),), by_position=True),
     Row("dpcknn"),
     Row("dpcknn_score"),
     Row("kmedoids", gathers=True),
@@ -196,13 +203,23 @@ class Drive:
         state = TokenState.start(prefix, tokens, keep_dropped=True)
         for layer in range(2):
             context = BlockContext(layer=layer, shape=self.shape, train=False, weights=self.weights)
-            state = self.reducer.before_block(state, context)
+
+            def view(state: TokenState, layer: int = layer) -> AttentionView:
+                sees = state.prefix.shape[1] + state.count
+                q, k, v = (qkv[:, layer, i, :sees].astype(tokens.dtype) for i in range(3))
+                return AttentionView(
+                    q, k, v, q[:, 0], None, state.prefix.shape[1], normed=state.sequence()
+                )
+
+            state = self.reducer.before_block(state, context.replace(preview=view))
             sees = state.prefix.shape[1] + state.count
-            q, k, v = (qkv[:, layer, i, :sees].astype(tokens.dtype) for i in range(3))
             weight = self.reducer.key_weight(state, context)
-            assert weight is None or weight.shape == (tokens.shape[0], sees)
-            view = AttentionView(q, k, v, q[:, 0], None, state.prefix.shape[1])
-            state = self.reducer.after_attention(state, context.replace(attention=view))
+            if isinstance(weight, AttentionMap):
+                assert weight.map.shape == (tokens.shape[0], HEADS, sees, sees)
+            else:
+                assert weight is None or weight.shape == (tokens.shape[0], sees)
+            context = context.replace(attention=view(state))
+            state = self.reducer.after_attention(state, context)
             state = self.reducer.after_block(state, context)
         return self.reducer.finish(state, self.shape)
 

@@ -31,7 +31,7 @@ from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape
-from tdm_jax.reduction.methods.tome import mean_keys, mean_keys_macs
+from tdm_jax.reduction.matching import mean_keys, mean_keys_macs
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 

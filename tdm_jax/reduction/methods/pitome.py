@@ -32,7 +32,7 @@ from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, Reducer, ViTShape, plan, require
-from tdm_jax.reduction.methods.tome import mean_keys, mean_keys_macs
+from tdm_jax.reduction.matching import mean_keys, mean_keys_macs
 from tdm_jax.reduction.schedules import three_stages
 from tdm_jax.reduction.stages import Layers, StageReducer
 from tdm_jax.reduction.token_state import TokenState

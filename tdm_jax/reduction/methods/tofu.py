@@ -22,7 +22,7 @@ from tdm_jax.errors import InputError, unknown
 from tdm_jax.ops.gathering import gather_tokens, one_hot
 from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction.contract import BlockContext, ViTShape, require
-from tdm_jax.reduction.methods.tome import ToMe, bipartite_macs
+from tdm_jax.reduction.methods.tome import ToMe
 from tdm_jax.reduction.schedules import inflected
 from tdm_jax.reduction.token_state import TokenState
 
@@ -70,7 +70,7 @@ class ToFu(ToMe):
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         if not self.acts(layer, n, shape):
             return 0
-        own = bipartite_macs(n, shape)
+        own = self.match_macs(n, shape)
         strategy = self.strategy_at(layer, shape.depth)
         if strategy not in ("tofu", "mlerp"):
             return own

@@ -18,17 +18,19 @@ it, becomes the constant r that costs about the same, see `with_constant_r`.
 
 import dataclasses
 import functools
-from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.ops.distances import cosine_similarity
-from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
 from tdm_jax.ops.merging import Merge
-from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape, plan
+from tdm_jax.reduction.matching import (
+    at_most_half,
+    by_similarity,
+    matching_macs,
+    mean_keys,
+    mean_keys_macs,
+)
 from tdm_jax.reduction.schedules import three_stages
 from tdm_jax.reduction.stages import Layers, StageReducer
 from tdm_jax.reduction.token_state import TokenState
@@ -56,20 +58,24 @@ class ToMe(StageReducer):
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         if self.by_rate and not isinstance(self.keep_rate, tuple):
             return with_constant_r(self, shape).stage_count(stage, n, shape)
-        count, half = super().stage_count(stage, n, shape), n - n // 2
-        if count < half and self.r is None:
-            raise InputError(
-                f"{self.title}: a stage merges at most half of its {n} tokens; expected a count "
-                f"of at least {half}; got {count}"
-            )
         # As in the authors' program, r shrinks where too few tokens are left.
-        return max(count, half)
+        count = super().stage_count(stage, n, shape)
+        return at_most_half(self.title, count, n, self.r is not None)
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         if self.block_plan(layer, n, shape) == (n, n, n):
             return 0
         # The matching, and the sizes times the tokens.
-        return bipartite_macs(n, shape) + (n + shape.prefix) * shape.width
+        return self.match_macs(n, shape) + (n + shape.prefix) * shape.width
+
+    def match_macs(self, n: int, shape: ViTShape) -> int:
+        """Multiply-adds of `match`."""
+        own, width = self.metric_macs(n, shape)
+        return own + matching_macs(n + shape.prefix, width)
+
+    def metric_macs(self, n: int, shape: ViTShape) -> tuple[int, int]:
+        """Multiply-adds of the metric of n tokens, and its width."""
+        return mean_keys_macs(n, shape), shape.width // shape.num_heads
 
     def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
         return state.proportional() if self.proportional_attention else None
@@ -81,46 +87,11 @@ class ToMe(StageReducer):
         """Which tokens a stage merges into which others."""
         n = state.count
         merging = n - self.stage_count(self.stage(context), n, context.shape)
-        return bipartite(mean_keys(context), context.shape.prefix, merging)
+        return by_similarity(self.metric(state, context), context.shape.prefix, merging)
 
-
-def mean_keys(context: BlockContext) -> Float[Array, "b n k"]:
-    """The patch tokens' keys, averaged over heads, in float32."""
-    attention: Any = context.attention  # there is one at a stage
-    return attention.keys().astype(jnp.float32).mean(axis=2)
-
-
-def mean_keys_macs(n: int, shape: ViTShape) -> int:
-    """Multiply-adds of that, the prefix counted: one for each mean."""
-    return (n + shape.prefix) * (shape.width // shape.num_heads)
-
-
-def bipartite(metric: Float[Array, "b n k"], prefix: int, merging: int) -> Merge:
-    """Matches tokens of even position with those of odd position, steps 1, 2 and 4.
-
-    Args:
-      metric: of the patch tokens, alike where its cosine is high.
-      prefix: tokens before them.
-      merging: how many merge.
-    """
-    a, b = prefix % 2, 1 - prefix % 2  # where they begin; then every second token
-    similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
-    _, sources, others = similarity.shape
-    rank = inverse_index(argtopk(similarity.max(axis=-1), sources), sources)
-    # Those that stay come first.
-    order = argtopk((rank >= merging).astype(jnp.float32), sources)
-    left, gone = order[:, : sources - merging], order[:, sources - merging :]
-    return Merge(
-        keep=jnp.concatenate([a + 2 * left, b + 2 * leading_indices(others, left)], axis=1),
-        gone=a + 2 * gone,
-        into=sources - merging + jnp.argmax(gather_tokens(similarity, gone), axis=-1),
-    )
-
-
-def bipartite_macs(n: int, shape: ViTShape) -> int:
-    """Multiply-adds of `bipartite` by keys: their mean over heads, and their similarities."""
-    t, k = n + shape.prefix, shape.width // shape.num_heads
-    return mean_keys_macs(n, shape) + (t // 2) * (t - t // 2) * k
+    def metric(self, state: TokenState, context: BlockContext) -> Float[Array, "b n k"]:
+        """What two tokens are compared by."""
+        return mean_keys(context)
 
 
 @functools.lru_cache(maxsize=64)
