@@ -99,17 +99,18 @@ class MCTF(StageReducer):
             return 0
         d, heads, m = shape.width, shape.num_heads, self.block_plan(layer, n, shape).out
         t, left = n + shape.prefix, m + shape.prefix
-        # The similarities; three criteria, each two products an edge; sizes times tokens.
-        own = matching_macs(t, d + 3) + 2 * t + t * d
-        # The means of received attention: over heads and queries.
-        own += t if self.pooling or self.tau_info else 0
+        # Of an edge: the similarity; informations' and sizes' products; and those of the criteria.
+        criteria = [tau > 0 for tau in (self.tau_sim, self.tau_info, self.tau_size)]
+        edge = d * criteria[0] + sum(criteria[1:]) + max(sum(criteria) - 1, 0)
+        # The mean of the received attention; sizes times it, for pooling, and times tokens.
+        own = matching_macs(t, edge) + t + t * (self.pooling + d)
         if not self.one_step_ahead:
             return own
         # Norm, queries, keys and scaled logits of all tokens.
         own += t * d + 2 * t * d * d + t * t * d + heads * t * t
         if self.one_step_ahead == 1:
-            # The weights times the rows; those of what is left are not computed again.
-            own += heads * t * t - 2 * left * d * d - left * left * d - heads * left * left
+            # The weights times the rows; queries and keys of what is left are not computed again.
+            own += heads * t * left - 2 * left * d * d - left * left * d - heads * left * left
         return own
 
     def key_weight(

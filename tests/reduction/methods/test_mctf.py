@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tdm_jax import make_reducer
+from tdm_jax.analysis import costs
 from tdm_jax.errors import InputError
 from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction import ViTShape, describe_reducer, plan
@@ -100,6 +101,26 @@ def test_a_share_is_a_keep_rate():
     assert plan(reducer, ViTShape((8, 8), 12, 8, 2))[3] == (42, 42, 42)
     late = make_reducer("mctf", r=0.35, one_step_ahead=0)
     assert plan(late, ViTShape((8, 8), 12, 8, 2))[3] == (64, 64, 42)
+
+
+def test_the_block_computes_what_is_counted():
+    """Computing again costs queries, keys and logits more, as in the traced products."""
+    model = {"image_size": 64, "patch_size": 8, "width": 24, "num_heads": 2, "depth": 1}
+
+    def cost(ahead, convention):
+        # Without proportional attention, so that no answer needs the sizes.
+        settings = {"r": 20, "layers": (0,), "proportional_attention": False}
+        reducer = make_reducer("mctf", one_step_ahead=ahead, **settings)
+        return costs.count("vit", reducer, num_classes=5, convention=convention, **model).macs
+
+    t, left, d, heads = 65, 45, 24, 2
+    again = 2 * left * d * d + left * left * d
+    assert cost(2, "torchprofile") - cost(1, "torchprofile") == (
+        again + heads * left * left - heads * t * left
+    )
+    # The products that merge the map: by key, then by query, of those of A and of B that join.
+    merging = 20 * 44 * heads * (t + left)
+    assert cost(2, "matmul") - cost(1, "matmul") == again - merging
 
 
 @pytest.mark.parametrize(
