@@ -82,7 +82,8 @@ def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> 
     tokens = [out[layer] + shape.prefix for layer in by_rate.stages(shape)]
     counts = (-(-t // tile) * tile - shape.prefix for t in tokens)
     counts = tuple(min(count, shape.patches) for count in counts)
-    return dataclasses.replace(by_rate, counts=counts)
+    # The rate no longer decides: with its own again, equal counts are equal reducers.
+    return dataclasses.replace(by_rate, counts=counts, keep_rate=reducer.keep_rate)
 
 
 def advise(
