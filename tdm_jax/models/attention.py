@@ -161,10 +161,8 @@ class Attention(nn.Module):
             y = jnp.einsum("bhqt,bthk->bqhk", key_weight.map.astype(v.dtype), v)
             return Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d)), None
         if preview:
-            q, k = (
-                z.reshape(b, t, self.num_heads, -1)
-                for z in jnp.split(linear(x, "qk", update), 2, -1)
-            )
+            both = jnp.split(linear(x, "qk", update), 2, axis=-1)
+            q, k = (z.reshape(b, t, self.num_heads, -1) for z in both)
             class_query, unturned = q[:, 0], None
             if rotation is not None:
                 q, k, unturned = rotation(q), rotation(k), k
