@@ -52,11 +52,3 @@ def density_peaks(
     order = argtopk(density + jnp.log(separation), n)
     centres, others = order[:, :clusters], order[:, clusters:]
     return Merge(centres, others, gather_tokens(nearest(distance, centres), others))
-
-
-def density_peaks_macs(n: int, width: int) -> int:
-    """Multiply-adds of clustering n tokens and averaging each cluster, by torchprofile's count.
-
-    As the authors' logs have it: the weighting of the tokens, the statistics of the distances.
-    """
-    return width * n + 3 * n + 2 * n * n + 7

@@ -8,8 +8,7 @@ shapes are really smaller. With TDM's merger in place ("dyvit+tdm") training mer
 does, and the decision learns through the weights of the merge.
 """
 
-import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,61 +17,25 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens
-from tdm_jax.reduction.contract import BlockContext, KeyMask, plan
-from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.contract import BlockContext, KeyMask
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedPruner(PruneReducer):
-    """Prunes before a block by a learned score; a member says how it draws masks (`mask`)."""
-
-    learned: ClassVar[bool] = True
-    before: ClassVar[bool] = True
-    cumulative: ClassVar[bool] = True
-
-    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
-        """One stage in training: all slots stay, `valid` says which take part.
-
-        Args:
-          state: the tokens; their first slots are the image's patches, in order.
-          context: of the stage.
-          share: of the patches, that inference will keep here.
-        """
-        raise NotImplementedError
-
-    def planned_share(self, context: BlockContext) -> float:
-        """Share of the patches that leave this block at inference."""
-        return plan(self, context.shape)[context.layer].out / context.shape.patches
-
-    def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
-        if not context.train or self.merger is not None:
-            return super().before_block(state, context)
-        blocks = plan(self, context.shape)
-        arriving = blocks[context.layer - 1].out if context.layer else context.shape.patches
-        if blocks[context.layer].out == arriving:
-            return state
-        return self.mask(state, context, self.planned_share(context))
-
-    def key_weight(
-        self, state: TokenState, context: BlockContext
-    ) -> Float[Array, "b t"] | KeyMask | None:
-        if state.valid is None:
-            return super().key_weight(state, context)
-        prefix = jnp.ones(state.prefix.shape[:2], state.valid.dtype)
-        return KeyMask(jnp.concatenate([prefix, state.valid], axis=1))
+def key_mask(state: TokenState) -> KeyMask:
+    """Hides the slots that a stage in training has masked from all but themselves."""
+    prefix = jnp.ones(state.prefix.shape[:2], state.valid.dtype)
+    return KeyMask(jnp.concatenate([prefix, state.valid], axis=1))
 
 
-def training_key(owner: Any, context: BlockContext) -> Array:
-    """The randomness of a training step.
+def training_key(title: str, context: BlockContext) -> Array:
+    """The randomness of a training step of a method.
 
     Raises:
       InputError: the caller gave none.
     """
     if context.key is None:
         raise InputError(
-            f"{type(owner).__name__} draws masks in training: expected rngs={{'reducer': key}}; "
-            "got none"
+            f"{title} draws masks in training: expected rngs={{'reducer': key}}; got none"
         )
     return context.key
 
@@ -111,11 +74,11 @@ def recorded(state: TokenState, name: str, value: Float[Array, " b"]) -> TokenSt
     return state.replace(carry={**state.carry, name: column})
 
 
-def check_answers(owner: Any, logits: Float[Array, "b c"], labels: Float[Array, "b k"]) -> None:
+def check_answers(title: str, logits: Float[Array, "b c"], labels: Float[Array, "b k"]) -> None:
     """Raises InputError if there is no answer to compare with the labels or with a teacher's."""
     if logits.shape != labels.shape:
         raise InputError(
-            f"{owner.title}: its losses compare answers: expected logits of {labels.shape[-1]} "
+            f"{title}: its losses compare answers: expected logits of {labels.shape[-1]} "
             f"classes; got {logits.shape[-1]} numbers, as of a model without classes "
             "(num_classes=0)"
         )

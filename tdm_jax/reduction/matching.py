@@ -1,11 +1,11 @@
-"""Bipartite matching of tokens by their position (ToMe, arXiv 2210.09461), for several methods.
+"""Bipartite matching of tokens: each of A picks its most similar one in B, the best pairs merge.
 
-All tokens alternate by position, the prefix counted: even ones are A, odd ones B. Each patch of A
-picks its best one in B, and the best edges merge. Prefix tokens neither merge nor are merged into.
+ToMe (arXiv 2210.09461) splits by position: all tokens alternate, the prefix counted, even ones
+are A, odd ones B. TDM (arXiv 2211.11315) and PiToMe (arXiv 2405.16148) split by rank, of importance
+and of energy. Prefix tokens neither merge nor are merged into.
 """
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,18 +14,6 @@ from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, leading_indices
 from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, ViTShape
-
-
-def mean_keys(context: BlockContext) -> Float[Array, "b n k"]:
-    """The patch tokens' keys, averaged over heads, in float32."""
-    attention: Any = context.attention  # there is one at a stage
-    return attention.keys().astype(jnp.float32).mean(axis=2)
-
-
-def mean_keys_macs(n: int, shape: ViTShape) -> int:
-    """Multiply-adds of that, the prefix counted: one for each mean."""
-    return (n + shape.prefix) * (shape.width // shape.num_heads)
 
 
 def halves(prefix: int) -> tuple[int, int]:
@@ -90,3 +78,75 @@ def at_most_half(title: str, count: int, n: int, by_number: bool) -> int:
 def matching_macs(t: int, width: int) -> int:
     """Multiply-adds of the similarities of t tokens of a width, prefix included."""
     return (t // 2) * (t - t // 2) * width
+
+
+def energy(similarity: Float[Array, "b n n"], margin: float) -> Float[Array, "b n"]:
+    """How large a group of alike tokens each one belongs to: the mean of `elu(C - margin)`."""
+    return jax.nn.elu(similarity - margin).mean(axis=-1)
+
+
+def by_edge(similarity: Float[Array, "b n n"], rank: Int[Array, "b n"], merging: int) -> Merge:
+    """Merges the most alike pairs of tokens of even and of odd rank.
+
+    Args:
+      similarity: of all tokens.
+      rank: the tokens, best first.
+      merging: how many merge.
+    """
+    even, odd = rank[:, 0::2], rank[:, 1::2]
+    pairs = between(similarity, even, odd)
+    order = argtopk(pairs.max(axis=-1), even.shape[1])
+    gone, left = order[:, :merging], order[:, merging:]
+    return Merge(
+        keep=jnp.concatenate([gather_tokens(even, left), odd], axis=1),
+        gone=gather_tokens(even, gone),
+        into=left.shape[1] + gather_tokens(jnp.argmax(pairs, axis=-1), gone),
+    )
+
+
+def by_rank(similarity: Float[Array, "b n n"], rank: Int[Array, "b n"], merging: int) -> Merge:
+    """Merges of the first ranks every second token into the most alike of those between.
+
+    Args:
+      similarity: of all tokens.
+      rank: the tokens, best first.
+      merging: how many merge.
+    """
+    paired, others = rank[:, : 2 * merging], rank[:, 2 * merging :]
+    even, odd = paired[:, 0::2], paired[:, 1::2]
+    return Merge(
+        keep=jnp.concatenate([others, odd], axis=1),
+        gone=even,
+        into=others.shape[1] + jnp.argmax(between(similarity, even, odd), axis=-1),
+    )
+
+
+def between(
+    similarity: Float[Array, "b n n"], rows: Int[Array, "b r"], columns: Int[Array, "b c"]
+) -> Float[Array, "b r c"]:
+    """The similarities of some tokens with some others. They are symmetric."""
+    return gather_tokens(jnp.swapaxes(gather_tokens(similarity, columns), 1, 2), rows)
+
+
+def match(tokens: Float[Array, "b k d"], count: int) -> Merge:
+    """Merges tokens in homogeneous pairs until `count` are left.
+
+    The k - count sources that are most alike to a destination (cosine) join it.
+
+    Args:
+      tokens: the ceil(k / 2) destinations, then the sources.
+      count: at least ceil(k / 2).
+
+    Returns:
+      What goes on: the destinations, then the sources that stay alone, the most alike first.
+    """
+    k = tokens.shape[1]
+    destinations, merging = -(-k // 2), k - count
+    similarity = cosine_similarity(tokens[:, destinations:], tokens[:, :destinations])
+    order = argtopk(similarity.max(axis=-1), k - destinations)
+    gone, stay = order[:, :merging], order[:, merging:]
+    return Merge(
+        keep=jnp.concatenate([leading_indices(destinations, tokens), destinations + stay], axis=1),
+        gone=destinations + gone,
+        into=jnp.argmax(gather_tokens(similarity, gone), axis=-1),
+    )

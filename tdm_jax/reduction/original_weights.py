@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import Reducer
 
 
 def stage_name(stage: int) -> str:
@@ -15,7 +14,7 @@ def stage_name(stage: int) -> str:
 
 
 def import_stages(
-    reducer: Reducer, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
+    reducer: Any, arrays: dict[str, np.ndarray], prefix: str, names: dict[str, str]
 ) -> dict[str, Any]:
     """Sorts the arrays `{prefix}.{stage}.{name}` of a PyTorch program into a tree by stage.
 
@@ -33,15 +32,17 @@ def import_stages(
     Raises:
       InputError: there are more or fewer stages, or names are missing or unknown.
     """
-    owner, layers = type(reducer).__name__, getattr(reducer, "layers", "all")
+    owner, schedule = reducer.title, getattr(reducer, "schedule", None)
+    number = schedule and schedule.number
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
     matches = map(pattern.fullmatch, arrays)
     got = 1 + max((int(match[1]) for match in matches if match), default=-1)
-    stages = got if layers == "all" else len(layers)
+    stages = got if number is None else number
     if got != stages:
         raise InputError(
             f"{owner}: expected weights of {stages} stages, one for each of the layers "
-            f"{layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; got {got} stages"
+            f"{schedule.layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; "
+            f"got {got} stages"
         )
     expected = {
         f"{prefix}.{stage}.{name}": (stage, path)

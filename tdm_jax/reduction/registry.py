@@ -1,79 +1,108 @@
 """The table of all methods, and how a name with settings becomes a reducer."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
+from tdm_jax.reduction.axes import AXES
+from tdm_jax.reduction.composed import Composed
 from tdm_jax.reduction.contract import Reducer
-from tdm_jax.reduction.merger import Merger
+from tdm_jax.reduction.decoupling import Decoupling
 from tdm_jax.reduction.methods.atc import ATC
-from tdm_jax.reduction.methods.ats import ATS
+from tdm_jax.reduction.methods.ats import ATS, ATS_TDM
 from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.cubist import CubistMerge
 from tdm_jax.reduction.methods.diffrate import DiffRate
-from tdm_jax.reduction.methods.dpcknn import DPCKNN, ScoredDPCKNN
+from tdm_jax.reduction.methods.dpcknn import DPCKNN, SCORED_DPCKNN
 from tdm_jax.reduction.methods.dtem import DTEM
-from tdm_jax.reduction.methods.dyvit import DynamicViT
-from tdm_jax.reduction.methods.evit import EViT
-from tdm_jax.reduction.methods.evovit import EvoViT
+from tdm_jax.reduction.methods.dyvit import DYNAMICVIT
+from tdm_jax.reduction.methods.evit import EVIT
+from tdm_jax.reduction.methods.evovit import EVOVIT_TDM, EvoViT
 from tdm_jax.reduction.methods.iared2 import IARED2
-from tdm_jax.reduction.methods.kmedoids import KMedoids
+from tdm_jax.reduction.methods.kmedoids import KMEDOIDS
 from tdm_jax.reduction.methods.mctf import MCTF
-from tdm_jax.reduction.methods.patchmerger import PatchMerger
-from tdm_jax.reduction.methods.pitome import PiToMe
+from tdm_jax.reduction.methods.patchmerger import PATCHMERGER
+from tdm_jax.reduction.methods.pitome import PITOME
 from tdm_jax.reduction.methods.ppt import PPT
 from tdm_jax.reduction.methods.psvit import PSViT
-from tdm_jax.reduction.methods.random import Random
-from tdm_jax.reduction.methods.sinkhorn import Sinkhorn
-from tdm_jax.reduction.methods.sit import SiT
-from tdm_jax.reduction.methods.spvit import SPViT
-from tdm_jax.reduction.methods.svite import SViTE
+from tdm_jax.reduction.methods.random import RANDOM
+from tdm_jax.reduction.methods.sinkhorn import SINKHORN
+from tdm_jax.reduction.methods.sit import SIT
+from tdm_jax.reduction.methods.spvit import SPVIT_TDM, SPViT
+from tdm_jax.reduction.methods.svite import SVITE
+from tdm_jax.reduction.methods.tdm import FROZEN, TDM
 from tdm_jax.reduction.methods.tocom import ToCom
-from tdm_jax.reduction.methods.tofu import ToFu
-from tdm_jax.reduction.methods.tome import ToMe
-from tdm_jax.reduction.methods.topk import TopK
-from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.methods.tofu import TOFU
+from tdm_jax.reduction.methods.tome import TOME
+from tdm_jax.reduction.methods.topk import TOPK
+from tdm_jax.reduction.parts import Part
+from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 
-REDUCERS: dict[str, type[Reducer]] = {
-    "none": Reducer,
-    "random": Random,
-    "topk": TopK,
-    "evit": EViT,
-    "tome": ToMe,
-    "diffrate": DiffRate,
-    "cubist": CubistMerge,
-    "pitome": PiToMe,
-    "tofu": ToFu,
+# Each name's point, with its default settings.
+REDUCERS: dict[str, Reducer] = {
+    "none": Reducer(),
+    "tdm": TDM,
+    "random": RANDOM,
+    "topk": TOPK,
+    "evit": EVIT,
+    "tome": TOME,
+    "diffrate": DiffRate(),
+    "cubist": CubistMerge(),
+    "pitome": PITOME,
+    "tofu": TOFU,
     "atc": ATC,
     "dtem": DTEM,
-    "mctf": MCTF,
-    "ppt": PPT,
+    "mctf": MCTF(),
+    "ppt": PPT(),
     "dpcknn": DPCKNN,
-    "dpcknn_score": ScoredDPCKNN,
-    "kmedoids": KMedoids,
-    "sinkhorn": Sinkhorn,
-    "patchmerger": PatchMerger,
-    "sit": SiT,
-    "evovit": EvoViT,
-    "ats": ATS,
-    "avit": AViT,
-    "psvit": PSViT,
-    "dyvit": DynamicViT,
-    "spvit": SPViT,
-    "svite": SViTE,
+    "dpcknn_score": SCORED_DPCKNN,
+    "kmedoids": KMEDOIDS,
+    "sinkhorn": SINKHORN,
+    "patchmerger": PATCHMERGER,
+    "sit": SIT,
+    "evovit": EvoViT(),
+    "ats": ATS(),
+    "avit": AViT(),
+    "psvit": PSViT(),
+    "dyvit": DYNAMICVIT,
+    "spvit": SPViT(),
+    "svite": SVITE,
     "iared2": IARED2,
-    "tocom": ToCom,
+    "tocom": ToCom(),
 }
 
-# Where TDM's merger takes over the tokens that a method would drop.
-_MERGED = "+tdm"
+
+def _with_tdm(name: str, point: Composed) -> Composed:
+    """TDM's decoupling and merging in the place of what a method does with what it drops."""
+    return dataclasses.replace(
+        point,
+        title=f"{point.title} with TDM",
+        decoupling=Decoupling(fuse=point.decoupling.fuse),
+        grouping=TDM.grouping,
+        average=TDM.average,
+    )
+
+
+# Where TDM takes over the tokens that a method would drop.
+_MERGED: dict[str, Reducer] = {
+    f"{name}+tdm": _with_tdm(name, point)
+    for name, point in REDUCERS.items()
+    if isinstance(point, Composed) and point.decoupling.drops
+}
+_MERGED |= {"topk+tdm": TDM, "spvit+tdm": SPVIT_TDM, "evovit+tdm": EVOVIT_TDM, "ats+tdm": ATS_TDM}
+
+POINTS = REDUCERS | _MERGED
+# Fields that say what a method is, not how it is set.
+_STRUCTURE = ("title", "merger")
+# Names of settings that older descriptions have.
+_RENAMED = {"weight": "average"}
 
 
 def list_reducers() -> list[str]:
     """Every name that `make_reducer` takes."""
-    merged = (n + _MERGED for n, kind in REDUCERS.items() if issubclass(kind, PruneReducer))
-    return [*REDUCERS, "tdm", *merged]
+    return list(POINTS)
 
 
 def setting_names(name: str) -> set[str]:
@@ -82,53 +111,95 @@ def setting_names(name: str) -> set[str]:
     Raises:
       InputError: the name is unknown.
     """
-    if name not in list_reducers():
-        raise unknown("reducer", name, list_reducers())
-    return set().union(*(_settings(kind) for kind in _parts(name) if kind is not None))
+    if name not in POINTS:
+        raise unknown("reducer", name, POINTS)
+    return settings_of(POINTS[name])
 
 
-def _parts(name: str) -> tuple[type[Reducer], type[Merger] | None]:
-    merged = name == "tdm" or name.endswith(_MERGED)
-    kind = REDUCERS["topk" if name == "tdm" else name.removesuffix(_MERGED)]
-    return kind, Merger if merged else None
+def settings_of(reducer: Reducer) -> set[str]:
+    """The settings that a reducer has, its parts' among them."""
+    return {setting for _, _, setting in _settings(reducer)}
+
+
+def _settings(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Where each setting is: the fields that lead to its owner, the owner, and its name."""
+    for field in dataclasses.fields(value):
+        child = getattr(value, field.name)
+        is_axis = field.name in AXES and isinstance(value, Composed)
+        if is_axis and "merger" not in path:
+            yield path, value, field.name
+        if isinstance(child, Part | Schedule | Composed):
+            # A method that has another one inside has the schedule and the scores itself.
+            if not ("merger" in path and field.name in ("schedule", "importance")):
+                yield from _settings(child, (*path, field.name))
+        elif not (is_axis or field.metadata.get("fixed") or field.name in _STRUCTURE) and not (
+            "merger" in path and field.name == "place"
+        ):
+            yield path, value, field.name
 
 
 def make_reducer(name: str, **settings: Any) -> Reducer:
     """Builds a reducer by name.
 
     Args:
-      name: a method of `REDUCERS`; "tdm"; or a method that drops tokens with "+tdm" behind it,
-        which hands its scores to TDM's merger ("evit+tdm" is TDM with EViT's fused token).
-      **settings: the method's own, e.g. `keep_rate`, `layers`; with TDM also those of its `Merger`.
-        A list stands for a tuple, None for the default.
+      name: a method of `REDUCERS`; or a method that drops tokens with "+tdm" behind it, which hands
+        its scores to TDM's decoupling and merging ("evit+tdm" is TDM with EViT's fused token).
+      **settings: the method's own and its parts', e.g. `keep_rate`, `layers`, `neighbors`. What is
+        made of parts is moved along an axis by the name of another part (`importance`, `grouping`,
+        `metric`, `average`; see `tdm_jax.reduction.axes`) or by a part itself. A list stands for a
+        tuple, None for the default.
 
     Raises:
       InputError: the name or a setting is unknown, or a setting's value is out of range.
     """
-    known = setting_names(name)
+    known = setting_names(name) | _RENAMED.keys()
+    point = POINTS[name]
+    settings = {_RENAMED.get(key, key): _tuples(v) for key, v in settings.items() if v is not None}
+    if name in ("tdm", "topk+tdm") and settings.get("preset") == "frozen":
+        point, known = FROZEN, settings_of(FROZEN) | known
+    own = dict(settings)
+    for axis in AXES.keys() & own.keys() & known:
+        point = dataclasses.replace(point, **{axis: _part(name, axis, own.pop(axis))})
+        known |= settings_of(point)
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
-    kind, merger = _parts(name)
-    own = _settings(kind)
-    settings = {key: _tuples(value) for key, value in settings.items() if value is not None}
-    arguments = {key: value for key, value in settings.items() if key in own}
-    if merger is not None:
-        of_merger = {key: value for key, value in settings.items() if key not in own}
-        if name == "evit+tdm":
-            of_merger.setdefault("fuse", True)
-        arguments["merger"] = merger(**of_merger)
-    try:
-        reducer = kind(**arguments)
-    except TypeError as error:
-        raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
     schedules = [key for key in ("keep_rate", "counts", "r", "ratio") if key in settings]
     # An adaptive method's counts are slots for what its keep rate lets through.
-    if len(schedules) > 1 and not reducer.adaptive:
+    if len(schedules) > 1 and not point.adaptive:
         raise InputError(
             f"reducer {name!r}: expected one of keep_rate, counts and r; got {', '.join(schedules)}"
         )
-    return reducer
+    try:
+        return _replaced(point, own)
+    except TypeError as error:
+        raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
+
+
+def _part(name: str, axis: str, value: Any) -> Any:
+    table = AXES[axis]
+    if isinstance(value, Part):
+        return value
+    if value not in table:
+        raise unknown(f"{axis} of reducer {name!r}", value, table)
+    return table[value]
+
+
+def _replaced(value: Any, settings: dict[str, Any]) -> Any:
+    """The same with new settings, in whatever part they are; all at once, so that they fit."""
+    by_path: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, _, setting in _settings(value):
+        if setting in settings:
+            by_path.setdefault(path, {})[setting] = settings[setting]
+    return _rebuilt(value, by_path)
+
+
+def _rebuilt(value: Any, by_path: dict[tuple[str, ...], dict[str, Any]]) -> Any:
+    changes = dict(by_path.get((), {}))
+    for child in {path[0] for path in by_path if path}:
+        inner = {path[1:]: own for path, own in by_path.items() if path[:1] == (child,)}
+        changes[child] = _rebuilt(getattr(value, child), inner)
+    return dataclasses.replace(value, **changes) if changes else value
 
 
 def describe_reducer(reducer: Reducer) -> dict[str, Any]:
@@ -141,25 +212,34 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
     Raises:
       InputError: the method is in no table.
     """
-    of_kind = [name for name, kind in REDUCERS.items() if kind is type(reducer)]
-    if not of_kind:
+    named = [
+        name
+        for name, point in POINTS.items()
+        if type(point) is type(reducer) and point.title == reducer.title
+    ]
+    if not named:
         raise InputError(
-            f"{type(reducer).__name__} has no name; expected a method of the table: "
-            f"{', '.join(REDUCERS)}"
+            f"{reducer.title} has no name; expected a method of the table: {', '.join(POINTS)}"
         )
-    name, settings = of_kind[0], _changed(reducer)
+    base, settings = POINTS[named[0]], {}
+    if isinstance(reducer, Composed) and reducer.decoupling.preset == "frozen":
+        base, settings = FROZEN, {"preset": "frozen"}
+    for axis, table in AXES.items() if isinstance(reducer, Composed) else ():
+        part = getattr(reducer, axis)
+        if type(part) is not type(getattr(base, axis)):
+            names = [name for name, other in table.items() if type(other) is type(part)]
+            if not names:
+                raise InputError(f"{reducer.title}: its {axis} has no name; got {part}")
+            settings[axis] = names[0]
+            base = dataclasses.replace(base, **{axis: table[names[0]]})
+    before = {(*path, name): getattr(owner, name) for path, owner, name in _settings(base)}
+    for path, owner, name in _settings(reducer):
+        value = getattr(owner, name)
+        if name not in AXES and value != before[(*path, name)]:
+            settings[name] = _plain(value)
     if isinstance(reducer, StageReducer) and not (reducer.by_rate or reducer.adaptive):
         settings.pop("keep_rate", None)  # overruled
-    merger = settings.pop("merger", None)
-    if merger is not None:
-        name = "tdm" if name == "topk" else name + _MERGED
-        settings |= _changed(merger)
-    return {"name": name, **{key: _plain(value) for key, value in settings.items()}}
-
-
-def _changed(description: Any) -> dict[str, Any]:
-    values = {f.name: (getattr(description, f.name), f) for f in dataclasses.fields(description)}
-    return {name: value for name, (value, field) in values.items() if value != field.default}
+    return {"name": named[0], **settings}
 
 
 def _tuples(value: Any) -> Any:
@@ -168,7 +248,3 @@ def _tuples(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _settings(kind: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} - {"merger"}

@@ -35,17 +35,17 @@ import numpy as np
 import optax
 from absl import app, flags
 from ml_collections import ConfigDict
+from tdm_jax.reduction.cluster import SoftClusterReducer
+from tdm_jax.reduction.prune import PruneReducer
 
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data import eval_batches, make_config
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import Reducer, make_reducer
-from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.iared2 import rewards
 from tdm_jax.reduction.original_weights import stage_name
-from tdm_jax.reduction.prune import PruneReducer
 from tdm_jax.reduction.token_state import TokenKind
 from tdm_jax.training.config import default_config
 from tdm_jax.training.loop import train_and_evaluate

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tdm_jax.reduction.cluster import SoftClusterReducer
 
 from tdm_jax import create_model, make_reducer, unmerge
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.reduction.contract import AttentionMap
 from tdm_jax.reduction.token_state import TokenState
 from tests.reduction.permutation import assert_alike, permuted

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tdm_jax.reduction.merger import Merger
 
 from tdm_jax import load_pretrained, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.merger import Merger
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 from tests.reduction.test_density_peaks import reference as clusters_of
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tdm_jax.reduction.scores import BARE_DEFAULT, SCORES, record_shift
 
 from tdm_jax import describe_reducer, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.models.heads import PoolingQuery
 from tdm_jax.reduction import BlockContext, ViTShape
-from tdm_jax.reduction.scores import BARE_DEFAULT, SCORES, record_shift
 from tdm_jax.reduction.token_state import TokenState
 
 SHAPE = ViTShape((4, 4), 4, 32, 2)

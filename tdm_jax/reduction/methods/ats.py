@@ -26,53 +26,38 @@ from jaxtyping import Array, Bool, Float
 
 from tdm_jax.ops.gathering import gather_tokens, inverse_index
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, KeyMask, Probe, Reducer, ViTShape
-from tdm_jax.reduction.prune import PruneReducer
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.contract import BlockContext, Probe, Reducer, ViTShape
+from tdm_jax.reduction.importance import HeadValueNorm
+from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ATS(PruneReducer):
-    """Samples patches by their cumulative score.
+class ATS(StageReducer):
+    """Samples patches by their cumulative score. Its `counts` are slots, None for one a point."""
 
-    Attributes:
-      keep_rate: share of the patches that a stage keeps at most, of those the last one could keep.
-      counts: slots of each stage; None for as many as there are points.
-    """
-
-    cumulative: ClassVar[bool] = True
     needs_class_token: ClassVar[bool] = True
+
+    schedule: Schedule = Schedule(of_image=True)
 
     @property
     def adaptive(self) -> bool:
-        # TDM's merger fills every slot.
-        return self.merger is None
+        return True
 
     def calibrated(self, probe: Probe, quantile: float) -> Reducer:
-        if not self.adaptive:
-            return super().calibrated(probe, quantile)
-        free = dataclasses.replace(self, counts=None)
-        return dataclasses.replace(self, counts=probe.token_counts(free, quantile))
+        free = self.scheduled(dataclasses.replace(self.schedule, counts=None))
+        slots = probe.token_counts(free, quantile)
+        return self.scheduled(dataclasses.replace(self.schedule, counts=slots))
 
-    def score_macs(self, n: int, shape: ViTShape) -> int:
-        # Squares of the values; attention times norm in each head.
-        return n * shape.width + n * shape.num_heads
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        reduced = self.block_plan(layer, n, shape) != (n, n, n)
+        return HeadValueNorm().macs(n, shape) if reduced else 0
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        values = context.attention.values().astype(jnp.float32)
-        norm = jnp.sqrt((values * values).sum(axis=-1))
-        row, exact = context.attention.class_row(), jax.lax.Precision.HIGHEST
-        score = jnp.einsum("bhn,bnh->bn", row, norm, precision=exact)
-        if state.valid is not None:
-            score = score * state.valid
-        return score / (score.sum(axis=-1, keepdims=True) + 1e-6)
-
-    def key_weight(
-        self, state: TokenState, context: BlockContext
-    ) -> Float[Array, "b t"] | KeyMask | None:
+    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
         if state.valid is None:
-            return super().key_weight(state, context)
+            return None
         return jnp.pad(state.valid, ((0, 0), (state.prefix.shape[1], 0)), constant_values=1.0)
 
     def acts(self, layer: int, n: int, shape: ViTShape) -> bool:
@@ -80,23 +65,19 @@ class ATS(PruneReducer):
 
     def _samples(self, layer: int, shape: ViTShape) -> bool:
         # As many slots as tokens are no reason not to sample: that leaves some of them empty.
-        if self.merger is not None or layer not in self.stages(shape):
+        if layer not in self.stages(shape):
             return False
-        return self.cumulative_count(self.stages(shape).index(layer), shape.patches) < shape.patches
+        points = self.schedule.of_all(self.stages(shape).index(layer), shape.patches)
+        return points < shape.patches
 
     def reduces(self, state: TokenState, context: BlockContext) -> bool:
         return super().reduces(state, context) or self._samples(context.layer, context.shape)
 
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
         stage = self.stage(context)
-        score = self.score(state, context)
-        slots = StageReducer.stage_count(self, stage, state.count, context.shape)
-        if self.merger is not None:
-            counts = self._merged(stage, state.count, slots)[1]
-            # Scores are below 1: what was sampled comes first.
-            priority = sample(score, None, counts.attentive) + score
-            return self.merger(state, score, counts, priority)
-        picked = sample(score, state.valid, self.cumulative_count(stage, context.shape.patches))
+        score = HeadValueNorm().measure(state, context, {})
+        slots = self.stage_count(stage, state.count, context.shape)
+        picked = sample(score, state.valid, self.schedule.of_all(stage, context.shape.patches))
         rank = inverse_index(argtopk(jnp.where(picked, score, -1.0), slots), state.count)
         survives = picked & (rank >= 0)
         # Stable: survivors in index order, then tokens to fill the empty slots with.
@@ -107,6 +88,17 @@ class ATS(PruneReducer):
             gather_tokens(state.kind, index),
             valid=gather_tokens(survives, index).astype(jnp.float32),
         )
+
+
+class Sampled(HeadValueNorm):
+    """ATS's score; the most important tokens are those that its sampling picks."""
+
+    def priority(self, score: Float[Array, "b n"], count: int) -> Float[Array, "b n"]:
+        # Scores are below 1: what was sampled comes first.
+        return sample(score, None, count) + score
+
+
+ATS_TDM = Composed(title="ATS with TDM", schedule=Schedule(of_image=True), importance=Sampled())
 
 
 def sample(

@@ -11,9 +11,8 @@ model in training merges as inference does, where a choice has no gradient.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,78 +20,12 @@ from jaxtyping import Array, Float
 
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
-from tdm_jax.reduction.methods.tome import ToMe
-from tdm_jax.reduction.original_weights import import_stages, stage_name
-from tdm_jax.reduction.token_state import TokenState
+from tdm_jax.reduction.methods.tome import TOME
+from tdm_jax.reduction.metrics import Projection
 
-_WIDE = 1024  # channels from which the metric is twice as wide
 _ROUNDING = float(np.finfo(np.float32).eps)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DTEM(ToMe):
-    """Merges the r pairs of tokens that a learned projection finds most similar.
-
-    Attributes:
-      metric_width: channels of the projection; None for a head's, or two heads' in wide models.
-    """
-
-    metric_width: int | None = None
-
-    learned: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self,
-            "metric_width",
-            self.metric_width is None or self.metric_width >= 1,
-            "be at least 1",
-        )
-
-    def projected(self, shape: ViTShape) -> int:
-        """Channels of the projection."""
-        twice = 2 if shape.width >= _WIDE else 1
-        return self.metric_width or twice * shape.width // shape.num_heads
-
-    def metric_macs(self, n: int, shape: ViTShape) -> tuple[int, int]:
-        k = self.projected(shape)
-        return (n + shape.prefix) * shape.width * k, k
-
-    def init(self, key: Array, shape: ViTShape) -> Weights:
-        draw = nn.initializers.lecun_normal()
-        k = self.projected(shape)
-        return {
-            stage_name(stage): {
-                "kernel": draw(jax.random.fold_in(key, stage), (shape.width, k)),
-                "bias": jnp.zeros(k),
-            }
-            for stage in range(len(self.stages(shape)))
-        }
-
-    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
-        if self.layers != "all":
-            # The original numbers blocks and has a map in each; here each stage has one.
-            arrays = {
-                name.replace(f"blocks.{layer}.", f"blocks.{stage}.", 1): value
-                for stage, layer in enumerate(self.layers)
-                for name, value in arrays.items()
-                if name.startswith(f"blocks.{layer}.")
-            }
-        names = {"attn.metric_layer.weight": "kernel", "attn.metric_layer.bias": "bias"}
-        return import_stages(self, arrays, "blocks", names)
-
-    def metric(self, state: TokenState, context: BlockContext) -> Float[Array, "b n k"]:
-        attention: Any = context.attention  # there is one at a stage
-        return project(attention.inputs(), context.weights[stage_name(self.stage(context))])
-
-
-def project(x: Float[Array, "b n d"], weights: Weights) -> Float[Array, "b n k"]:
-    """What tokens are compared by, in float32; its gradient reaches the weights alone."""
-    x = jax.lax.stop_gradient(x.astype(jnp.float32))
-    product = jnp.einsum("bnd,dk->bnk", x, weights["kernel"], precision=jax.lax.Precision.HIGHEST)
-    return product + weights["bias"]
+DTEM = dataclasses.replace(TOME, title="DTEM", metric=Projection())
 
 
 class SoftTokens(NamedTuple):

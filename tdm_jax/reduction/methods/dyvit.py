@@ -18,18 +18,19 @@ tokens instead.)
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
+from tdm_jax.reduction.composed import Composed
 from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
+from tdm_jax.reduction.decoupling import Decoupling
+from tdm_jax.reduction.importance import Importance
 from tdm_jax.reduction.learned import (
-    LearnedPruner,
     check_answers,
     gumbel_keep,
     logit_distillation,
@@ -40,7 +41,8 @@ from tdm_jax.reduction.learned import (
     token_distillation,
     training_key,
 )
-from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.original_weights import import_stages
+from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -92,55 +94,70 @@ def predictor_macs(n: int, d: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicViT(LearnedPruner):
-    """Keeps the tokens that a predictor scores highest.
+class Predicted(Importance):
+    """The probability to stay, by a predictor at each stage.
 
     Attributes:
       ratio_weight: of the loss that holds training to the planned share of tokens.
       distill_weight: of each of the two losses against the unreduced model, if there is one.
     """
 
+    learned: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
+    reads: ClassVar[str] = "tokens"
+
     ratio_weight: float = 2.0
     distill_weight: float = 0.5
 
-    def check(self, shape: ViTShape) -> None:
-        super().check(shape)
+    def check(self, title: str, stages: tuple[int, ...], shape: ViTShape) -> None:
         if shape.width < 4:
-            raise InputError(f"DynamicViT needs a width of at least 4; got {shape.width}")
+            raise InputError(f"{title} needs a width of at least 4; got {shape.width}")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         tokens, there = jnp.zeros((1, 1, shape.width)), jnp.ones((1, 1))
-        return {
-            stage_name(stage): Predictor(parent=None).init(key, tokens, there)["params"]
-            for stage, key in enumerate(jax.random.split(key, len(self.stages(shape))))
-        }
+        return Predictor(parent=None).init(key, tokens, there)["params"]
 
-    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
-        return import_stages(self, arrays, "score_predictor", ORIGINAL)
+    def import_weights(self, owner: Any, arrays: dict[str, np.ndarray]) -> Weights:
+        return import_stages(owner, arrays, "score_predictor", ORIGINAL)
 
-    def score_macs(self, n: int, shape: ViTShape) -> int:
+    def macs(self, n: int, shape: ViTShape) -> int:
         return predictor_macs(n, shape.width)
 
-    def _predict(self, state: TokenState, context: BlockContext) -> Float[Array, "b n 2"]:
-        weights = context.weights[stage_name(self.stage(context))]
+    def _predict(self, state: TokenState, weights: Weights) -> Float[Array, "b n 2"]:
         predictor: Any = Predictor(parent=None)
         return predictor.apply({"params": weights}, state.tokens, still_there(state))
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        return jnp.exp(self._predict(state, context)[..., 0])
+    def measure(
+        self, state: TokenState, context: BlockContext, weights: Weights
+    ) -> Float[Array, "b n"]:
+        return jnp.exp(self._predict(state, weights)[..., 0])
 
-    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
-        keep = gumbel_keep(training_key(self, context), self._predict(state, context))
+    def mask(
+        self, state: TokenState, context: BlockContext, weights: Weights, share: float
+    ) -> TokenState:
+        keep = gumbel_keep(training_key("DynamicViT", context), self._predict(state, weights))
         state = mask_tokens(state, keep * still_there(state))
         return recorded(state, "excess", state.valid.mean(axis=1) - share)
 
-    def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
+    def losses(
+        self, title: str, info: Any, logits: Any, labels: Any, teacher: Any
+    ) -> dict[str, Array]:
         losses = {}
         if "excess" in info.carry:
             losses["ratio"] = self.ratio_weight * ratio_loss(info.carry["excess"])
         if teacher is not None:
-            check_answers(self, logits, labels)
+            check_answers(title, logits, labels)
             answer, features = teacher
             losses["logit_distillation"] = self.distill_weight * logit_distillation(logits, answer)
             losses["token_distillation"] = self.distill_weight * token_distillation(info, features)
         return losses
+
+
+DYNAMICVIT = Composed(
+    title="DynamicViT",
+    schedule=Schedule(of_image=True),
+    place="before",
+    importance=Predicted(),
+    decoupling=Decoupling(preset="importance"),
+    grouping=None,
+)

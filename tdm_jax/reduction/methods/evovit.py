@@ -17,43 +17,54 @@ updating has it for its single representative token.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.ops.ordering import argtopk
+from tdm_jax.reduction.composed import Composed
 from tdm_jax.reduction.contract import BlockContext, BlockPlan, ViTShape, require
-from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.stages import Layers
+from tdm_jax.reduction.importance import Importance
+from tdm_jax.reduction.schedules import Schedule
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 HEADS = ("mean", "class")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvoViT(PruneReducer):
+class EvoViT(StageReducer):
     """Updates the patches with the highest global class attention, and lets the others wait.
 
     Attributes:
-      layers: the blocks where a stage starts; it lasts until the next one starts.
+      schedule: its layers are the blocks where a stage starts; it lasts until the next one starts.
       tradeoff: weight of the new class attention in the global one; one for all blocks, or one for
         each. The authors' published models have 1 in the first four blocks and 0.5 elsewhere.
       head: what the classifier reads: "mean" of the patch tokens, as the authors train it, or the
         "class" token, for weights that were trained that way (a plain DeiT's).
+      merger: what makes the tokens of a stage instead; None for the best patches alone.
     """
 
-    keep_rate: float | tuple[float, ...] = 0.5
-    layers: Layers = (4, 8)
+    needs_class_token: ClassVar[bool] = True
+
+    schedule: Schedule = Schedule(keep_rate=0.5, layers="later_thirds")
     tradeoff: float | tuple[float, ...] = 0.5
     head: str = "mean"
+    merger: Composed | None = None
 
-    before: ClassVar[bool] = True
-    needs_class_token: ClassVar[bool] = True
+    @property
+    def before(self) -> bool:
+        return True
+
+    @property
+    def title(self) -> str:
+        return "EvoViT" if self.merger is None else "EvoViT with TDM"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._merger()  # checks its settings
         if self.head not in HEADS:
             raise unknown("EvoViT head", self.head, HEADS)
         each = self.tradeoff if isinstance(self.tradeoff, tuple) else (self.tradeoff,)
@@ -78,8 +89,18 @@ class EvoViT(PruneReducer):
                 f"got {len(self.tradeoff)}"
             )
 
-    def count(self, stage: int, n: int, patches: int) -> int:
-        return math.floor(self.rate(stage) * n + 1e-9)
+    def _merger(self) -> Composed | None:
+        return self.merger and dataclasses.replace(
+            self.merger, title=self.title, schedule=self.schedule
+        )
+
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        schedule, merger = self.schedule, self._merger()
+        if merger is not None:
+            return merger.stage_count(stage, n, shape)
+        if not schedule.by_rate:
+            return schedule.count(stage, n, shape)
+        return schedule.rounded(math.floor(schedule.rate(stage) * n + 1e-9), n)
 
     def ends(self, layer: int, shape: ViTShape) -> bool:
         """Whether a stage ends with this block."""
@@ -91,15 +112,19 @@ class EvoViT(PruneReducer):
         return plan._replace(out=shape.patches) if self.ends(layer, shape) else plan
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        stage = super().macs(layer, n, shape) if layer in self.stages(shape) else 0
+        merger = self._merger()
+        stage = merger.macs(layer, n, shape) if merger is not None else 0
         # The two products of the running average.
         return stage + (2 * self.block_plan(layer, n, shape).attention if layer else 0)
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        return state.carry["attention"]
-
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        chosen = super().reduce(state, context)
+        score, merger, stage = state.carry["attention"], self._merger(), self.stage(context)
+        if merger is None:
+            index = argtopk(score, self.stage_count(stage, state.count, context.shape))
+            chosen = state.select(index)
+        else:
+            counts: Any = merger.counts(stage, state.count, context.shape)
+            chosen = merger.apply(state, score, counts, context)
         return chosen.replace(carry={**state.carry, "home": state.tokens, "start": chosen.tokens})
 
     def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
@@ -133,3 +158,10 @@ class EvoViT(PruneReducer):
         mean = state.tokens.astype(jnp.float32).mean(axis=1, keepdims=True)
         prefix = jnp.concatenate([mean.astype(state.prefix.dtype), state.prefix[:, 1:]], axis=1)
         return state.replace(prefix=prefix)
+
+
+class Running(Importance):
+    """Evo-ViT's global class attention, which it keeps itself."""
+
+
+EVOVIT_TDM = EvoViT(merger=Composed(importance=Running()))

@@ -31,23 +31,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
+from tdm_jax.reduction.decoupling import Decoupling
+from tdm_jax.reduction.importance import Importance
 from tdm_jax.reduction.learned import (
-    LearnedPruner,
     check_answers,
     mask_tokens,
     recorded,
     still_there,
     training_key,
 )
-from tdm_jax.reduction.original_weights import import_stages, stage_name
-from tdm_jax.reduction.stages import Layers
+from tdm_jax.reduction.original_weights import import_stages
+from tdm_jax.reduction.parts import linear
+from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IARED2(LearnedPruner):
-    """Keeps the tokens that a policy, rewarded for right and cheap answers, finds informative.
+class Interpreted(Importance):
+    """How informative a policy, rewarded for right and cheap answers, finds a token.
 
     Attributes:
       penalty: what a wrong answer costs.
@@ -55,44 +58,44 @@ class IARED2(LearnedPruner):
       policy_weight: of the policy's loss.
     """
 
-    needs_class_token: ClassVar[bool] = True
+    needs: ClassVar[str] = "a class token"
+    learned: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
+    reads: ClassVar[str] = "tokens"
 
-    layers: Layers = (0, 4, 8)
     penalty: float = 0.5
     exploration: float = 0.2
     policy_weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "exploration", 0 <= self.exploration < 0.5, "be in [0, 0.5)")
+    def fits(self, shape: ViTShape) -> bool:
+        return shape.class_token
+
+    def validate(self, title: str) -> None:
+        self.demand(title, "exploration", 0 <= self.exploration < 0.5, "be in [0, 0.5)")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         # Wide enough for the judgements of fresh interpreters to differ.
-        normal, d = jax.nn.initializers.lecun_normal(), shape.width
-        weights = {}
-        for stage in range(len(self.stages(shape))):
-            token, judge = jax.random.split(jax.random.fold_in(key, stage))
-            weights[stage_name(stage)] = {
-                "token": {"kernel": normal(token, (d, d)), "bias": jnp.zeros((d,))},
-                "class": {"kernel": normal(judge, (d, d)), "bias": jnp.zeros((d,))},
-            }
-        return weights
+        token, judge = jax.random.split(key)
+        d = shape.width
+        return {"token": linear(token, d, d), "class": linear(judge, d, d)}
 
-    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+    def import_weights(self, owner: Any, arrays: dict[str, np.ndarray]) -> Weights:
         names = {
             f"{part}.{name}": f"{part}/{leaf}"
             for part in ("token", "class")
             for name, leaf in (("weight", "kernel"), ("bias", "bias"))
         }
-        return import_stages(self, arrays, "interpreter", names)
+        return import_stages(owner, arrays, "interpreter", names)
 
-    def score_macs(self, n: int, shape: ViTShape) -> int:
+    def macs(self, n: int, shape: ViTShape) -> int:
         d = shape.width
         # Two linear maps, the products, and the mean over heads.
         return (n + 1) * d * d + n * d + n
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        weights, heads = context.weights[stage_name(self.stage(context))], context.shape.num_heads
+    def measure(
+        self, state: TokenState, context: BlockContext, weights: Weights
+    ) -> Float[Array, "b n"]:
+        heads = context.shape.num_heads
 
         def project(x: Array, part: str) -> Array:
             x = jax.lax.stop_gradient(x).astype(jnp.float32)
@@ -104,24 +107,38 @@ class IARED2(LearnedPruner):
         informative = jnp.einsum("bnhk,bmhk->bnhm", q, k)[..., 0] * q.shape[-1] ** -0.5
         return jax.nn.sigmoid(informative).mean(axis=-1)
 
-    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
+    def mask(
+        self, state: TokenState, context: BlockContext, weights: Weights, share: float
+    ) -> TokenState:
         # The reward, not the schedule, says how many stay in training.
-        there, score = still_there(state), self.score(state, context)
+        there, score = still_there(state), self.measure(state, context, weights)
         probability = score + self.exploration * (1 - 2 * score)
-        stays = jax.random.bernoulli(training_key(self, context), probability)
+        stays = jax.random.bernoulli(training_key("IARED2", context), probability)
         drawn = jnp.log(jnp.where(stays, probability, 1 - probability))
         drawn = (drawn * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
         state = mask_tokens(state, stays * there)
         state = recorded(state, "kept", state.valid.mean(axis=1))
         return recorded(state, "log_probability", drawn)
 
-    def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
+    def losses(
+        self, title: str, info: Any, logits: Any, labels: Any, teacher: Any
+    ) -> dict[str, Array]:
         if "kept" not in info.carry:
             return {}
-        check_answers(self, logits, labels)
+        check_answers(title, logits, labels)
         right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
         reward = rewards(right, info.carry["kept"], self.penalty)
         return {"policy": self.policy_weight * policy_loss(reward, info.carry["log_probability"])}
+
+
+IARED2 = Composed(
+    title="IARED2",
+    schedule=Schedule(layers="thirds", of_image=True),
+    place="before",
+    importance=Interpreted(),
+    decoupling=Decoupling(preset="importance"),
+    grouping=None,
+)
 
 
 def rewards(

@@ -11,70 +11,19 @@ The sum over all tokens is the token reduction benchmarks' (arXiv 2308.04657), w
 tests hold; one over the cluster's own members would be the textbook's.
 """
 
-import dataclasses
+from tdm_jax.reduction.averages import Centre
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.decoupling import Decoupling
+from tdm_jax.reduction.groupings import Medoids
+from tdm_jax.reduction.importance import Received
+from tdm_jax.reduction.schedules import Schedule
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
-from tdm_jax.ops.distances import nearest, pairwise_distance
-from tdm_jax.ops.gathering import gather_tokens, one_hot
-from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.cluster import ClusterReducer, clustered
-from tdm_jax.reduction.contract import BlockContext, ViTShape, require
-from tdm_jax.reduction.token_state import TokenState
-
-_RECEIVED = "kmedoids/received"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KMedoids(ClusterReducer):
-    """Keeps the weighted medoids of the tokens.
-
-    Attributes:
-      iterations: updates of the centres.
-    """
-
-    iterations: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "iterations", self.iterations >= 0, "be at least 0")
-        first = "begin at 1: tokens are weighed by the attention of the block before"
-        require(self, "layers", self.layers[:1] != (0,), first)
-
-    def stages(self, shape: ViTShape) -> tuple[int, ...]:
-        # Before block 0 there is no attention to weigh by.
-        stages = super().stages(shape)
-        return stages[1:] if self.layers == "all" else stages
-
-    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        # Distances count nothing; the weights times the sums of distances do, in every round.
-        return self.iterations * n if self.acts(layer, n, shape) else 0
-
-    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
-        if context.layer + 1 not in self.stages(context.shape):
-            return state
-        return state.replace(carry={**state.carry, _RECEIVED: context.attention.received()})
-
-    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        count = self.stage_count(self.stage(context), state.count, context.shape)
-        carry = dict(state.carry)
-        weight = carry.pop(_RECEIVED)
-        centres, route = medoids(state.tokens, weight, count, self.iterations)
-        state = state.replace(carry=carry)
-        return clustered(state, gather_tokens(state.tokens, centres), route)
-
-
-def medoids(
-    tokens: Float[Array, "b n d"], weight: Float[Array, "b n"], clusters: int, iterations: int
-) -> tuple[Int[Array, "b m"], Int[Array, "b n"]]:
-    """The indices of the medoids, and for each token which of them is nearest."""
-    distance = pairwise_distance(jax.lax.stop_gradient(tokens))
-    # Neither choice nor assignment has a gradient.
-    cost = jax.lax.stop_gradient(weight) * distance.sum(axis=-1)
-    centres = argtopk(weight, clusters)
-    for _ in range(iterations):
-        member = one_hot(nearest(distance, centres), clusters, bool)
-        centres = jnp.argmin(jnp.where(member, cost[..., None], jnp.inf), axis=1)
-    return centres, nearest(distance, centres)
+KMEDOIDS = Composed(
+    title="KMedoids",
+    schedule=Schedule(of_image=True),
+    place="before",
+    importance=Received(),
+    decoupling=Decoupling(preset="diversity"),
+    grouping=Medoids(),
+    average=Centre(),
+)

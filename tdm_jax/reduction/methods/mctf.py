@@ -52,8 +52,6 @@ class MCTF(StageReducer):
     """Fuses tokens that are alike, of little information, and small.
 
     Attributes:
-      r: patch tokens that a stage removes; as a number below 1 their share, which stands for the
-        keep rate.
       proportional_attention: whether a token counts in the attention as often as it has patches.
       one_step_ahead: whose attention decides: 1 for the coming block's, merged with the tokens; 2
         for the same, computed again of what is left; 0 for a block's at whose end they fuse.
@@ -65,8 +63,6 @@ class MCTF(StageReducer):
         attention it receives.
     """
 
-    # A share becomes a keep rate: `__post_init__` leaves nothing but whole numbers.
-    r: float | tuple[int, ...] | None = None  # type: ignore[assignment]
     proportional_attention: bool = True
     one_step_ahead: int = 1
     tau_sim: float = 1.0
@@ -76,10 +72,6 @@ class MCTF(StageReducer):
     pooling: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, float):
-            require(self, "r", 0 <= self.r < 1, "be a whole number, or a share below 1")
-            object.__setattr__(self, "keep_rate", 1 - self.r)
-            object.__setattr__(self, "r", None)
         super().__post_init__()
         require(self, "one_step_ahead", self.one_step_ahead in (0, 1, 2), "be 0, 1 or 2")
         require(self, "pooling", self.pooling in (0, 1), "be 0 for size or 1 for attention")
@@ -88,7 +80,7 @@ class MCTF(StageReducer):
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         count = max(super().stage_count(stage, n, shape), min(n, _FEWEST - shape.prefix))
-        return at_most_half(self.title, count, n, self.r is not None)
+        return at_most_half(self.title, count, n, self.schedule.shrinks)
 
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         m = super().block_plan(layer, n, shape).out

@@ -7,7 +7,6 @@ network; here, as in the token reduction benchmarks, one stands before blocks 3,
 with `floor(p * keep_rate^i)` queries.
 """
 
-import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.soft_clusters import Shares, SoftClusters
 
 
 class Queries(nn.Module):
@@ -35,9 +34,8 @@ class Queries(nn.Module):
         return jax.nn.softmax(logits, axis=1), x
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PatchMerger(SoftClusterReducer):
-    """Weighted means of the normed tokens, by learned queries."""
+class ByQueries(Shares):
+    """Attention of learned queries."""
 
     original: ClassVar[dict[str, str]] = {
         "queries": "queries",
@@ -45,9 +43,11 @@ class PatchMerger(SoftClusterReducer):
         "norm.bias": "norm/bias",
     }
 
-    def pooling(self, clusters: int) -> nn.Module:
+    def module(self, clusters: int) -> nn.Module:
         return Queries(clusters)
 
-    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        m = self.block_plan(layer, n, shape).out
-        return shape.width * (n + 2 * n * m) if m < n else 0
+    def macs(self, n: int, m: int, shape: ViTShape) -> int:
+        return shape.width * (n + 2 * n * m)
+
+
+PATCHMERGER = SoftClusters(title="PatchMerger", shares=ByQueries())

@@ -18,7 +18,7 @@ trained, at 224 pixels in patches of 16. The variance of p scores that sum to 1 
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,9 @@ from jaxtyping import Array, Bool, Float
 
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape, require
+from tdm_jax.reduction.importance import ValueNorm
 from tdm_jax.reduction.matching import at_most_half, by_similarity, matching_macs
+from tdm_jax.reduction.metrics import Keys
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -51,14 +53,13 @@ class PPT(StageReducer):
 
     def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
         count = super().stage_count(stage, n, shape)
-        return at_most_half(self.title, count, n, self.r is not None)
+        return at_most_half(self.title, count, n, self.schedule.shrinks)
 
     def macs(self, layer: int, n: int, shape: ViTShape) -> int:
         if not self.acts(layer, n, shape):
             return 0
         t, k = n + shape.prefix, shape.width // shape.num_heads
-        # The squares of the values, and attention times norm in each head; the variance's squares.
-        scores = n * shape.width + n * shape.num_heads + n
+        scores = ValueNorm().macs(n, shape) + n  # the variance's squares
         # The mean of the keys, their similarities, and the sizes times the tokens.
         return scores + t * k + matching_macs(t, k) + t * shape.width
 
@@ -66,23 +67,13 @@ class PPT(StageReducer):
         return state.proportional() if self.proportional_attention else None
 
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        attention: Any = context.attention  # there is one at a stage
         count = self.stage_count(self.stage(context), state.count, context.shape)
-        score = importance(attention.class_row(), attention.values())
-        metric = attention.keys().astype(jnp.float32).mean(axis=2)
+        score = ValueNorm().measure(state, context, {})
+        metric = Keys().of(state, context, {}, None)
         merge = by_similarity(metric, context.shape.prefix, state.count - count)
         weight = state.size if self.proportional_attention else jnp.ones_like(state.size)
         pooled, pruned = state.merge([merge], weight), state.select(argtopk(score, count))
         return either(spread(score) < self.threshold, pooled, pruned)
-
-
-def importance(row: Float[Array, "b h n"], values: Float[Array, "b n h k"]) -> Float[Array, "b n"]:
-    """The class token's attention, over all heads, times the norm of a patch's value; sums to 1."""
-    values = values.astype(jnp.float32)
-    # No norm has a gradient at 0.
-    norm = jnp.sqrt(jnp.maximum((values * values).sum(axis=(2, 3)), 1e-18))
-    score = row.sum(axis=1) * norm
-    return score / jnp.maximum(score.sum(axis=-1, keepdims=True), 1e-18)
 
 
 def spread(score: Float[Array, "b n"]) -> Float[Array, " b"]:

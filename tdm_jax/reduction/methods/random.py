@@ -5,28 +5,13 @@ The counts and places of Top-K, the choice by chance. Each image of a batch has 
 that an evaluation is reproducible.
 """
 
-import dataclasses
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.decoupling import Decoupling
+from tdm_jax.reduction.importance import Chance
 
-import jax
-from jaxtyping import Array, Float
-
-from tdm_jax.reduction.contract import BlockContext
-from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.token_state import TokenState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Random(PruneReducer):
-    """Keeps tokens at random.
-
-    Attributes:
-      seed: of the draws, where the caller gives no key.
-    """
-
-    seed: int = 0
-
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        key = context.key
-        if key is None:
-            key = jax.random.fold_in(jax.random.key(self.seed), context.layer)
-        return jax.random.uniform(key, state.tokens.shape[:2])
+RANDOM = Composed(
+    title="Random",
+    importance=Chance(),
+    decoupling=Decoupling(preset="importance"),
+    grouping=None,
+)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdm_jax.ops.distances import unit
-from tdm_jax.reduction.cluster import SoftClusterReducer
-from tdm_jax.reduction.contract import ViTShape, require
+from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.soft_clusters import Shares, SoftClusters
 
 
 class Transport(nn.Module):
@@ -41,30 +41,31 @@ class Transport(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sinkhorn(SoftClusterReducer):
-    """Sums of the normalised tokens, by optimal transport to learned centres.
+class ByTransport(Shares):
+    """Optimal transport to learned centres.
 
     Attributes:
       eps: entropic regularisation.
       iterations: rounds of normalisation, at least 1.
     """
 
+    original: ClassVar[dict[str, str]] = {"v": "v"}
+
     eps: float = 1.0
     iterations: int = 3
 
-    original: ClassVar[dict[str, str]] = {"v": "v"}
+    def validate(self, title: str) -> None:
+        self.demand(title, "eps", self.eps > 0, "be above 0")
+        self.demand(title, "iterations", self.iterations >= 1, "be at least 1")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "eps", self.eps > 0, "be above 0")
-        require(self, "iterations", self.iterations >= 1, "be at least 1")
-
-    def pooling(self, clusters: int) -> nn.Module:
+    def module(self, clusters: int) -> nn.Module:
         return Transport(clusters, self.eps, self.iterations)
 
-    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        m = self.block_plan(layer, n, shape).out
-        return shape.width * 2 * n * m if m < n else 0
+    def macs(self, n: int, m: int, shape: ViTShape) -> int:
+        return shape.width * 2 * n * m
+
+
+SINKHORN = SoftClusters(title="Sinkhorn", shares=ByTransport())
 
 
 def sinkhorn(scores: Float[Array, "b n m"], iterations: int) -> Float[Array, "b n m"]:

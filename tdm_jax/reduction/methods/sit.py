@@ -5,15 +5,14 @@ the width, one row of W2 for each of the C new tokens, and a learned scale s. It
 blocks 3, 6 and 9 (from 0), with `floor(p * keep_rate^i)` rows.
 """
 
-import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from tdm_jax.reduction.cluster import SoftClusterReducer
 from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.soft_clusters import Shares, SoftClusters
 
 
 class Slimming(nn.Module):
@@ -32,9 +31,8 @@ class Slimming(nn.Module):
         return jax.nn.softmax(y * scale, axis=1), x
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SiT(SoftClusterReducer):
-    """Weighted means of the tokens, by a learned MLP."""
+class ByMlp(Shares):
+    """Shares by a learned MLP."""
 
     original: ClassVar[dict[str, str]] = {
         "scale": "scale",
@@ -46,10 +44,13 @@ class SiT(SoftClusterReducer):
         "weight.3.bias": "fc2/bias",
     }
 
-    def pooling(self, clusters: int) -> nn.Module:
+    def module(self, clusters: int) -> nn.Module:
         return Slimming(clusters)
 
-    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        m, d = self.block_plan(layer, n, shape).out, shape.width
+    def macs(self, n: int, m: int, shape: ViTShape) -> int:
+        d = shape.width
         # Norm, two linear maps, the scale, and the sums.
-        return n * (d + d * (d // 2) + (d // 2) * m + m + m * d) if m < n else 0
+        return n * (d + d * (d // 2) + (d // 2) * m + m + m * d)
+
+
+SIT = SoftClusters(title="SiT", shares=ByMlp())

@@ -19,7 +19,7 @@ over all patches, the ratio loss, and distillation from the unreduced model.
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,10 +31,14 @@ from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.merging import weighted_mean
 from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
-from tdm_jax.reduction.learned import gumbel_keep, recorded, still_there, training_key
-from tdm_jax.reduction.methods.dyvit import ORIGINAL, DynamicViT, Predictor, predictor_macs
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.contract import BlockContext, KeyMask, ViTShape, Weights, plan
+from tdm_jax.reduction.importance import Importance
+from tdm_jax.reduction.learned import gumbel_keep, key_mask, recorded, still_there, training_key
+from tdm_jax.reduction.methods.dyvit import ORIGINAL, Predicted, Predictor, predictor_macs
 from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.schedules import Schedule
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState, with_fused
 
 
@@ -74,62 +78,34 @@ _GATE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SPViT(DynamicViT):
-    """Keeps the tokens that score highest and packs the others into one token a stage.
+class HeadPredicted(Importance):
+    """The probability to stay, the mean of one predictor per head.
 
     Attributes:
       gate: whether a learned gate weighs the heads.
+      ratio_weight: of the loss that holds training to the planned share of tokens.
+      distill_weight: of each of the two losses against the unreduced model, if there is one.
     """
 
-    gate: bool = False
+    learned: ClassVar[bool] = True
+    reads: ClassVar[str] = "tokens"
 
-    def check(self, shape: ViTShape) -> None:
-        super().check(shape)
+    gate: bool = False
+    ratio_weight: float = 2.0
+    distill_weight: float = 0.5
+
+    def check(self, title: str, stages: tuple[int, ...], shape: ViTShape) -> None:
         head = shape.width // shape.num_heads
         if head < 4:
-            raise InputError(f"SPViT needs heads of at least 4 channels; got {head}")
+            raise InputError(f"{title} needs heads of at least 4 channels; got {head}")
         if self.gate and shape.num_heads < 2:
-            raise InputError(f"SPViT's gate needs at least 2 heads; got {shape.num_heads}")
-
-    def packages(self, stage: int, shape: ViTShape) -> int:
-        """Package tokens that reach a stage."""
-        n, packages = shape.patches, 0
-        for earlier in range(stage if self.merger is None else 0):
-            left = self.stage_count(earlier, n, shape)
-            packages += left < n
-            n = left
-        return packages
-
-    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
-        if self.merger is not None:
-            return super().stage_count(stage, n, shape)
-        packages = self.packages(stage, shape)
-        if not self.by_rate:
-            count = super().stage_count(stage, n, shape)
-            if count < n and count < packages + 2:
-                raise InputError(
-                    f"SPViT leaves at least {packages + 2} tokens at stage {stage}, "
-                    f"{packages + 1} of them packages; got {count}"
-                )
-            return count
-        kept = max(self.count(stage, n, shape.patches), 1)
-        if kept >= n - packages - 1:
-            return n  # With nothing, or a single token, left over there is nothing to pack.
-        count = kept + packages + 1
-        return min(-(-count // self.round_to) * self.round_to, n)
-
-    def planned_share(self, context: BlockContext) -> float:
-        packages = self.packages(self.stage(context), context.shape) + 1
-        return super().planned_share(context) - packages / context.shape.patches
+            raise InputError(f"{title}'s gate needs at least 2 heads; got {shape.num_heads}")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
         tokens, there = jnp.zeros((1, 1, shape.width)), jnp.ones((1, 1))
-        return {
-            stage_name(stage): self._scorer(shape).init(key, tokens, there)["params"]
-            for stage, key in enumerate(jax.random.split(key, len(self.stages(shape))))
-        }
+        return self._scorer(shape).init(key, tokens, there)["params"]
 
-    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+    def import_weights(self, owner: Any, arrays: dict[str, np.ndarray]) -> Weights:
         matches = [re.search(r"in_conv\.(\d+)\.", name) for name in arrays]
         heads = 1 + max((int(match[1]) for match in matches if match), default=0)
         names = {
@@ -137,15 +113,10 @@ class SPViT(DynamicViT):
             for head in range(heads)
             for name, path in ORIGINAL.items()
         }
-        return import_stages(self, arrays, "score_predictor", names | (_GATE if self.gate else {}))
+        gate = _GATE if self.gate else {}
+        return import_stages(owner, arrays, "score_predictor", names | gate)
 
-    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
-        left = self.block_plan(layer, n, shape).out
-        if self.merger is not None or left == n:
-            return super().macs(layer, n, shape)
-        return self.score_macs(n, shape) + (n - left + 1) * shape.width
-
-    def score_macs(self, n: int, shape: ViTShape) -> int:
+    def macs(self, n: int, shape: ViTShape) -> int:
         heads = shape.num_heads
         scores = heads * predictor_macs(n, shape.width // heads)
         # The slices' means, two linear maps, and the weighting.
@@ -155,19 +126,105 @@ class SPViT(DynamicViT):
     def _scorer(self, shape: ViTShape) -> HeadScorer:
         return HeadScorer(shape.num_heads, self.gate, parent=None)
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        weights = context.weights[stage_name(self.stage(context))]
+    def measure(
+        self, state: TokenState, context: BlockContext, weights: Weights
+    ) -> Float[Array, "b n"]:
         scorer: Any = self._scorer(context.shape)
         return scorer.apply({"params": weights}, state.tokens, still_there(state))
 
+    def losses(
+        self, title: str, info: Any, logits: Any, labels: Any, teacher: Any
+    ) -> dict[str, Array]:
+        as_dynamicvit = Predicted(
+            ratio_weight=self.ratio_weight, distill_weight=self.distill_weight
+        )
+        return as_dynamicvit.losses(title, info, logits, labels, teacher)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SPViT(StageReducer):
+    """Keeps the tokens that score highest and packs the others into one token a stage.
+
+    Attributes:
+      importance: of the tokens.
+    """
+
+    learned: ClassVar[bool] = True
+
+    schedule: Schedule = Schedule(of_image=True)
+    importance: HeadPredicted = HeadPredicted()
+
+    @property
+    def before(self) -> bool:
+        return True
+
+    def check(self, shape: ViTShape) -> None:
+        super().check(shape)
+        self.importance.check(self.title, self.stages(shape), shape)
+
+    def packages(self, stage: int, shape: ViTShape) -> int:
+        """Package tokens that reach a stage."""
+        n, packages = shape.patches, 0
+        for earlier in range(stage):
+            left = self.stage_count(earlier, n, shape)
+            packages += left < n
+            n = left
+        return packages
+
+    def stage_count(self, stage: int, n: int, shape: ViTShape) -> int:
+        packages, schedule = self.packages(stage, shape), self.schedule
+        if not self.by_rate:
+            count = schedule.count(stage, n, shape)
+            if count < n and count < packages + 2:
+                raise InputError(
+                    f"SPViT leaves at least {packages + 2} tokens at stage {stage}, "
+                    f"{packages + 1} of them packages; got {count}"
+                )
+            return count
+        kept = max(schedule.of_all(stage, shape.patches), 1)
+        if kept >= n - packages - 1:
+            return n  # With nothing, or a single token, left over there is nothing to pack.
+        return schedule.rounded(kept + packages + 1, n)
+
+    def macs(self, layer: int, n: int, shape: ViTShape) -> int:
+        left = self.block_plan(layer, n, shape).out
+        if left == n:
+            return 0
+        return self.importance.macs(n, shape) + (n - left + 1) * shape.width
+
+    def init(self, key: Array, shape: ViTShape) -> Weights:
+        keys = jax.random.split(key, len(self.stages(shape)))
+        return {
+            stage_name(stage): self.importance.init(key, shape) for stage, key in enumerate(keys)
+        }
+
+    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+        return self.importance.import_weights(self, arrays)
+
+    def _score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
+        weights = context.weights[stage_name(self.stage(context))]
+        return self.importance.measure(state, context, weights)
+
+    def key_weight(self, state: TokenState, context: BlockContext) -> KeyMask | None:
+        return None if state.valid is None else key_mask(state)
+
+    def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
+        if not context.train:
+            return super().before_block(state, context)
+        shape, layer = context.shape, context.layer
+        blocks = plan(self, shape)
+        out, arriving = blocks[layer].out, blocks[layer - 1].out if layer else shape.patches
+        if out == arriving:
+            return state
+        packages = self.packages(self.stage(context), shape) + 1
+        return self._mask(state, context, (out - packages) / shape.patches)
+
     def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        if self.merger is not None:
-            return super().reduce(state, context)
         stage, n = self.stage(context), state.count
         packages = self.packages(stage, context.shape)
         own, total = n - packages, self.stage_count(stage, n, context.shape)
         kept = total - packages - 1
-        score = self.score(state, context)[:, :own]
+        score = self._score(state, context)[:, :own]
         index = argtopk(score, kept)
         place = inverse_index(index, own)
         tokens = state.tokens[:, :own]
@@ -181,12 +238,13 @@ class SPViT(DynamicViT):
             ),
         )
 
-    def mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
+    def _mask(self, state: TokenState, context: BlockContext, share: float) -> TokenState:
+        """One stage in training: all slots stay, and what is dropped adds a package."""
         n, own = state.count, context.shape.patches
         there, tokens = still_there(state), state.tokens[:, :own]
-        score = self.score(state, context)[:, :own]
+        score = self._score(state, context)[:, :own]
         odds = jnp.log(jnp.clip(jnp.stack([score, 1 - score], axis=-1), 1e-6))
-        keep = gumbel_keep(training_key(self, context), odds) * there[:, :own]
+        keep = gumbel_keep(training_key("SPViT", context), odds) * there[:, :own]
         dropped = there[:, :own] - keep
         weight = dropped * score
         weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
@@ -202,3 +260,15 @@ class SPViT(DynamicViT):
             valid=jnp.concatenate([keep, there[:, own:], exists], axis=1),
         )
         return recorded(state, "excess", keep.mean(axis=1) - share)
+
+    def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
+        return self.importance.losses(self.title, info, logits, labels, teacher)
+
+
+# Its scores with TDM's decoupling, which packs nothing and learns by what it merges.
+SPVIT_TDM = Composed(
+    title="SPViT with TDM",
+    schedule=Schedule(of_image=True),
+    place="before",
+    importance=HeadPredicted(),
+)

@@ -11,7 +11,7 @@ compete. The method's other half, sparse weights, is in `tdm_jax.training.sparse
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,73 +19,70 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.ops.gathering import gather_tokens
-from tdm_jax.ops.ordering import argtopk
-from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights, require
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
+from tdm_jax.reduction.decoupling import Decoupling
+from tdm_jax.reduction.importance import Importance
 from tdm_jax.reduction.learned import training_key
 from tdm_jax.reduction.original_weights import stage_name
-from tdm_jax.reduction.prune import PruneReducer
-from tdm_jax.reduction.stages import Layers
+from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SViTE(PruneReducer):
-    """Keeps the patches that one learned linear map scores highest.
+class LinearScore(Importance):
+    """The softmax of a linear map of the tokens.
 
     Attributes:
       temperature: of the Gumbel-softmax in training.
     """
 
     learned: ClassVar[bool] = True
-    before: ClassVar[bool] = True
+    straight_through: ClassVar[bool] = True
+    reads: ClassVar[str] = "tokens"
 
-    layers: Layers = (0,)
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "temperature", self.temperature > 0, "be positive")
+    def validate(self, title: str) -> None:
+        self.demand(title, "temperature", self.temperature > 0, "be positive")
 
     def init(self, key: Array, shape: ViTShape) -> Weights:
-        draw = jax.nn.initializers.truncated_normal(0.02)
-        return {
-            stage_name(stage): {"kernel": draw(key, (shape.width, 1)), "bias": jnp.zeros((1,))}
-            for stage, key in enumerate(jax.random.split(key, len(self.stages(shape))))
-        }
+        kernel = jax.nn.initializers.truncated_normal(0.02)(key, (shape.width, 1))
+        return {"kernel": kernel, "bias": jnp.zeros((1,))}
 
-    def import_weights(self, arrays: dict[str, np.ndarray]) -> Weights:
+    def import_weights(self, owner: Any, arrays: dict[str, np.ndarray]) -> Weights:
         if set(arrays) != {"gumbel.weight", "gumbel.bias"}:
             raise InputError(
-                "SViTE: expected the weights gumbel.weight and gumbel.bias; "
+                f"{owner.title}: expected the weights gumbel.weight and gumbel.bias; "
                 f"got {', '.join(sorted(arrays)) or 'none'}"
             )
-        if self.layers == "all" or len(self.layers) != 1:
+        if owner.schedule.number != 1:
             raise InputError(
-                "SViTE: the original's weights are of 1 stage; expected layers with one block; "
-                f"got {self.layers}"
+                f"{owner.title}: the original's weights are of 1 stage; expected layers with one "
+                f"block; got {owner.schedule.layers}"
             )
         only = {"kernel": arrays["gumbel.weight"].T, "bias": arrays["gumbel.bias"]}
         return {stage_name(0): only}
 
-    def score_macs(self, n: int, shape: ViTShape) -> int:
+    def macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
 
-    def score(self, state: TokenState, context: BlockContext) -> Float[Array, "b n"]:
-        own = context.weights[stage_name(self.stage(context))]
-        score = state.tokens.astype(jnp.float32) @ own["kernel"] + own["bias"]
+    def measure(
+        self, state: TokenState, context: BlockContext, weights: Weights
+    ) -> Float[Array, "b n"]:
+        score = state.tokens.astype(jnp.float32) @ weights["kernel"] + weights["bias"]
         score = jax.nn.log_softmax(score[..., 0])
         if context.train:
-            noise = jax.random.gumbel(training_key(self, context), score.shape)
+            noise = jax.random.gumbel(training_key("SViTE", context), score.shape)
             score = (score + noise) / self.temperature
         return jax.nn.softmax(score)
 
-    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
-        if not context.train or self.merger is not None:
-            return super().reduce(state, context)
-        score = self.score(state, context)
-        index = argtopk(score, self.stage_count(self.stage(context), state.count, context.shape))
-        soft = gather_tokens(score, index)
-        one = 1 + (soft - jax.lax.stop_gradient(soft))
-        state = state.select(index)
-        return state.replace(tokens=state.tokens * one[..., None].astype(state.tokens.dtype))
+
+SVITE = Composed(
+    title="SViTE",
+    schedule=Schedule(layers=(0,)),
+    place="before",
+    importance=LinearScore(),
+    decoupling=Decoupling(preset="importance"),
+    grouping=None,
+)

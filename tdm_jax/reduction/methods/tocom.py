@@ -28,8 +28,10 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape, Weights, require
-from tdm_jax.reduction.methods.tome import ToMe
+from tdm_jax.reduction.methods.tome import TOME
 from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.schedules import Schedule
+from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
 # The most tokens that a block may merge: as many groups of channels there are.
@@ -61,9 +63,9 @@ class ToCom(Reducer):
         require(self, "dim", valid, f"be a positive multiple of {MOST}")
 
     @property
-    def merger(self) -> ToMe:
+    def merger(self) -> StageReducer:
         """What merges the tokens."""
-        return ToMe(r=self.r)
+        return TOME.scheduled(Schedule(layers="all", r=self.r))
 
     def check(self, shape: ViTShape) -> None:
         most = shape.patches // 2
