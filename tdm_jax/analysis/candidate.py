@@ -148,11 +148,11 @@ def make_candidate(
         if keep_rate is not None:
             reducer = reducer.at_keep_rate(keep_rate)
         if layers is not None and isinstance(reducer, StageReducer):
-            reducer = dataclasses.replace(reducer, layers=tuple(layers))
+            reducer = reducer.scheduled(dataclasses.replace(reducer.schedule, layers=tuple(layers)))
         method = describe_reducer(reducer)["name"]
     rate = None
     if isinstance(reducer, StageReducer) and (reducer.by_rate or reducer.adaptive):
-        rate = reducer.keep_rate
+        rate = reducer.schedule.keep_rate
     return Candidate(model, str(method), rate, built.clone(reducer=reducer), variables)
 
 
@@ -166,7 +166,7 @@ def _reducer(
     reducer = make_reducer(name, **settings)
     if not isinstance(reducer, StageReducer):
         return reducer
-    if layers is None and reducer.layers != "all":
+    if layers is None and reducer.schedule.layers != "all":
         layers = run_layers
     shared = {"keep_rate": keep_rate, "layers": layers}
     if settings.keys() & {"r", "counts"}:

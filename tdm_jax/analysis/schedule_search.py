@@ -49,7 +49,7 @@ def schedules(model: VisionTransformer, macs: int) -> dict[int, StageReducer]:
         raise InputError(f"expected a method with a count for each stage; got {reducer.title}")
     # A method whose counts are fixed says so here.
     stages = reducer.stages(model.shape)
-    dataclasses.replace(reducer, counts=(1,) * len(stages), r=None, round_to=1)
+    _with_counts(reducer, (1,) * len(stages))
     whole = costs.multiply_adds(model.clone(reducer=Reducer()))
     if macs >= whole:
         raise InputError(
@@ -77,13 +77,18 @@ def _costs(model: VisionTransformer, reducer: StageReducer) -> int:
 def _filling(reducer: StageReducer, rate: float, tile: int, shape: ViTShape) -> StageReducer:
     """The counts of a keep rate, rounded up until prefix and patch tokens fill whole tiles."""
     at_rate: Any = reducer.at_keep_rate(rate)
-    by_rate = dataclasses.replace(at_rate, round_to=1)
+    by_rate = at_rate.scheduled(dataclasses.replace(at_rate.schedule, round_to=1))
     out = [block.out for block in plan(by_rate, shape)]
     tokens = [out[layer] + shape.prefix for layer in by_rate.stages(shape)]
     counts = (-(-t // tile) * tile - shape.prefix for t in tokens)
     counts = tuple(min(count, shape.patches) for count in counts)
     # The rate no longer decides: with its own again, equal counts are equal reducers.
-    return dataclasses.replace(by_rate, counts=counts, keep_rate=reducer.keep_rate)
+    return _with_counts(reducer, counts)
+
+
+def _with_counts(reducer: StageReducer, counts: tuple[int, ...]) -> StageReducer:
+    by_number = dataclasses.replace(reducer.schedule, counts=counts, r=None, ratio=None, round_to=1)
+    return reducer.scheduled(by_number)
 
 
 def advise(
@@ -150,7 +155,7 @@ def _search(
                 batch_size=batch_size,
                 tile=tile,
                 layers=reducer.stages(run.model.shape) if chosen else None,
-                counts=reducer.counts if chosen else None,
+                counts=reducer.schedule.counts if chosen else None,
                 macs=costs.multiply_adds(run.model),
                 **speed.row(is_baseline=not chosen),
             )

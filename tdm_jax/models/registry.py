@@ -11,7 +11,7 @@ from tdm_jax.models.published import PUBLISHED
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, make_reducer
-from tdm_jax.reduction.registry import setting_names
+from tdm_jax.reduction.registry import setting_names, settings_of
 
 MODELS: dict[str, dict[str, Any]] = {
     **PUBLISHED,
@@ -110,7 +110,7 @@ def _preprocessing(fields: Mapping[str, Any], *, published: bool) -> Preprocessi
 
 def _settings_of(reducer: str | Reducer | Mapping[str, Any]) -> set[str]:
     if isinstance(reducer, Reducer):
-        return {field.name for field in dataclasses.fields(reducer)}
+        return settings_of(reducer)
     return setting_names(reducer if isinstance(reducer, str) else str(reducer.get("name")))
 
 

@@ -23,8 +23,9 @@ from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 def key_mask(state: TokenState) -> KeyMask:
     """Hides the slots that a stage in training has masked from all but themselves."""
-    prefix = jnp.ones(state.prefix.shape[:2], state.valid.dtype)
-    return KeyMask(jnp.concatenate([prefix, state.valid], axis=1))
+    there = still_there(state)
+    prefix = jnp.ones(state.prefix.shape[:2], there.dtype)
+    return KeyMask(jnp.concatenate([prefix, there], axis=1))
 
 
 def training_key(title: str, context: BlockContext) -> Array:

@@ -32,7 +32,8 @@ def import_stages(
     Raises:
       InputError: there are more or fewer stages, or names are missing or unknown.
     """
-    owner, schedule = reducer.title, getattr(reducer, "schedule", None)
+    owner: str = reducer.title
+    schedule: Any = getattr(reducer, "schedule", None)
     number = schedule and schedule.number
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)")
     matches = map(pattern.fullmatch, arrays)

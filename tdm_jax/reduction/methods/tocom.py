@@ -27,7 +27,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape, Weights, require
+from tdm_jax.reduction.contract import (
+    AttentionMap,
+    BlockContext,
+    BlockPlan,
+    KeyMask,
+    Reducer,
+    ViTShape,
+    Weights,
+    require,
+)
 from tdm_jax.reduction.methods.tome import TOME
 from tdm_jax.reduction.original_weights import import_stages, stage_name
 from tdm_jax.reduction.schedules import Schedule
@@ -83,7 +92,9 @@ class ToCom(Reducer):
         own = 2 * (stop - start) * shape.width * (shape.width + 1)
         return own + self.merger.macs(layer, n, shape)
 
-    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"] | None:
+    def key_weight(
+        self, state: TokenState, context: BlockContext
+    ) -> Float[Array, "b t"] | KeyMask | AttentionMap | None:
         return self.merger.key_weight(state, context)
 
     def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:

@@ -9,7 +9,7 @@ from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import BlockContext, ViTShape
 from tdm_jax.reduction.contract import Attention
-from tdm_jax.reduction.methods.ats import ATS, sample
+from tdm_jax.reduction.methods.ats import sample
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 SHAPE = ViTShape(grid=(4, 5), depth=4, width=8, num_heads=2)
@@ -82,9 +82,9 @@ def test_sampling_follows_the_definition(score):
 
 
 def test_survivors_stay_in_order_and_empty_slots_are_masked(state, score):
-    after = stage(ATS(keep_rate=0.5, layers=(1,)), state, score)
+    after = stage(make_reducer("ats", keep_rate=0.5, layers=(1,)), state, score)
     assert after.count == 10
-    weight = ATS(layers=(1,)).key_weight(after, context())
+    weight = make_reducer("ats", layers=(1,)).key_weight(after, context())
     assert weight.shape == (3, 11)
     assert (weight[:, 0] == 1).all()
     for b in range(3):
@@ -98,7 +98,7 @@ def test_survivors_stay_in_order_and_empty_slots_are_masked(state, score):
 
 
 def test_a_second_stage_never_picks_an_empty_slot(state, score):
-    reducer = ATS(keep_rate=0.5, layers=(1, 2))
+    reducer = make_reducer("ats", keep_rate=0.5, layers=(1, 2))
     first = stage(reducer, state, score)
     even = np.full((3, 10), 0.1)
     second = stage(reducer, first, even, layer=2)
@@ -108,7 +108,7 @@ def test_a_second_stage_never_picks_an_empty_slot(state, score):
 
 
 def test_with_fewer_slots_the_survivors_of_lowest_score_go(state, score):
-    after = stage(ATS(keep_rate=0.5, layers=(1,), counts=(4,)), state, score)
+    after = stage(make_reducer("ats", keep_rate=0.5, layers=(1,), counts=(4,)), state, score)
     assert after.count == 4
     for b in range(3):
         survivors = reference(score[b], np.ones(20), 10)
@@ -139,13 +139,17 @@ def test_values_weigh_in_head_by_head(state):
             return jnp.zeros((3, 20, 2, 4)).at[:, 3, 1, :].set(1.0)  # norm 2 in the second head
 
     row = np.full((3, 20), 0.01, np.float32)
-    score = ATS(layers=(1,)).score(state, context().replace(attention=TwoHeads(row)))
+    score = make_reducer("ats", layers=(1,)).score(
+        state, context().replace(attention=TwoHeads(row))
+    )
     np.testing.assert_allclose(score[:, 3], 0.06 / (0.06 + 1e-6), rtol=1e-5)
     np.testing.assert_allclose(score.sum(axis=1), score[:, 3])
 
 
 def test_bad_settings():
     with pytest.raises(InputError, match="expected a class token"):
-        ATS(layers=(1,)).check(ViTShape((4, 5), 4, 8, 2, prefix=0, class_token=False))
+        make_reducer("ats", layers=(1,)).check(
+            ViTShape((4, 5), 4, 8, 2, prefix=0, class_token=False)
+        )
     with pytest.raises(InputError, match=r"at most the 20 patches; got \(30,\)"):
-        ATS(layers=(1,), counts=(30,)).check(SHAPE)
+        make_reducer("ats", layers=(1,), counts=(30,)).check(SHAPE)

@@ -17,7 +17,9 @@ from tdm_jax.reduction.methods.tome import ToMe
 @pytest.mark.parametrize(("name", "width"), [("r5", None), ("r3_dim24", 24), ("rlist", None)])
 def test_equals_the_original(answer, golden, name, width):
     expected = golden(f"dtem_{name}")
-    logits, info = answer(DTEM(r=tuple(expected["r"].tolist()), metric_width=width), expected)
+    logits, info = answer(
+        make_reducer("dtem", r=tuple(expected["r"].tolist()), metric_width=width), expected
+    )
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert [n + 1 for n in info.token_counts] == expected["tokens"].tolist()
     np.testing.assert_array_equal(info.size, expected["size"][:, 1:, 0])
@@ -30,7 +32,7 @@ def test_equals_the_original(answer, golden, name, width):
 def test_named_layers_take_their_blocks_weights(answer, golden):
     expected = golden("dtem_rlist")
     layers = tuple(np.flatnonzero(expected["r"]).tolist())
-    logits, _ = answer(DTEM(r=8, layers=layers), expected)
+    logits, _ = answer(make_reducer("dtem", r=8, layers=layers), expected)
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
 
 
@@ -85,8 +87,8 @@ def test_its_cost_is_tomes_with_another_metric():
 
 
 def test_limits():
-    assert DTEM().projected(ViTShape((4, 4), 2, 1024, 16)) == 128
+    assert make_reducer("dtem").projected(ViTShape((4, 4), 2, 1024, 16)) == 128
     with pytest.raises(InputError, match="DTEM: metric_width must be at least 1; got 0"):
-        DTEM(metric_width=0)
+        make_reducer("dtem", metric_width=0)
     with pytest.raises(InputError, match="DTEM: r must be at most half of the 10 patches; got 6"):
-        DTEM(r=6).check(ViTShape((1, 10), 4, 8, 2))
+        make_reducer("dtem", r=6).check(ViTShape((1, 10), 4, 8, 2))

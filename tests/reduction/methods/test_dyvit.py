@@ -38,7 +38,7 @@ LABELS = jax.nn.one_hot(jnp.arange(3), 5)
 RNGS = {"reducer": jax.random.key(2)}
 
 
-REDUCER = DynamicViT(keep_rate=0.5, layers=(1, 2))
+REDUCER = make_reducer("dyvit", keep_rate=0.5, layers=(1, 2))
 
 
 def tiny(reducer):
@@ -74,7 +74,7 @@ def teacher(params):
 @pytest.mark.parametrize("keep_rate", [0.7, 0.5])
 def test_inference_equals_the_original(answer, golden, keep_rate):
     expected = golden(f"dyvit_keep{keep_rate}")
-    logits, info = answer(DynamicViT(keep_rate=keep_rate), expected)
+    logits, info = answer(make_reducer("dyvit", keep_rate=keep_rate), expected)
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert [n + 1 for n in info.token_counts] == expected["tokens"].tolist()
 
@@ -212,4 +212,4 @@ def test_bad_input_is_refused(golden, params):
     arrays = {k[2:]: v for k, v in golden("dyvit_keep0.5").items() if k.startswith("w:")}
     del arrays["score_predictor.1.in_conv.1.bias"]
     with pytest.raises(InputError, match=r"score_predictor\.1\.in_conv\.1\.bias"):
-        DynamicViT().import_weights(arrays)
+        make_reducer("dyvit").import_weights(arrays)

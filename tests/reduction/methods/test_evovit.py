@@ -9,7 +9,6 @@ from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.contract import Attention
-from tdm_jax.reduction.methods.evovit import EvoViT
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 SHAPE = ViTShape(grid=(2, 6), depth=6, width=8, num_heads=2)
@@ -52,14 +51,17 @@ def test_equals_the_original(golden, answer, keep_rate):
 
 
 def test_schedule_returns_to_all_patches_when_a_stage_ends():
-    attention = [b.attention for b in plan(EvoViT(keep_rate=(0.5, 0.75), layers=(1, 4)), SHAPE)]
+    attention = [
+        b.attention
+        for b in plan(make_reducer("evovit", keep_rate=(0.5, 0.75), layers=(1, 4)), SHAPE)
+    ]
     assert attention == [12, 6, 6, 6, 9, 9]
-    out = [b.out for b in plan(EvoViT(keep_rate=0.5, layers=(1, 2)), SHAPE)]
+    out = [b.out for b in plan(make_reducer("evovit", keep_rate=0.5, layers=(1, 2)), SHAPE)]
     assert out == [12, 12, 6, 6, 6, 12]
 
 
 def test_what_waits_comes_back_as_it_was(start):
-    reducer = EvoViT(keep_rate=0.25, layers=(2, 4))
+    reducer = make_reducer("evovit", keep_rate=0.25, layers=(2, 4))
     stage = reducer.before_block(start, context(2))
     np.testing.assert_array_equal(stage.tokens, start.tokens[:, :3])
     assert (stage.assign[:, 3:] == -1).all()
@@ -75,7 +77,9 @@ def test_what_waits_comes_back_as_it_was(start):
 
 
 def test_global_attention_averages_where_a_patch_is_updated(start):
-    reducer = EvoViT(keep_rate=0.25, layers=(2, 4), tradeoff=(0.5, 0.5, 0.25, 0.5, 0.5, 0.5))
+    reducer = make_reducer(
+        "evovit", keep_rate=0.25, layers=(2, 4), tradeoff=(0.5, 0.5, 0.25, 0.5, 0.5, 0.5)
+    )
     first = reducer.after_attention(
         start.replace(carry={}), context(0).replace(attention=Row(np.full((2, 2, 12), 0.1)))
     )
@@ -90,9 +94,11 @@ def test_global_attention_averages_where_a_patch_is_updated(start):
 
 
 def test_head_reads_the_mean_of_the_patches(start):
-    mean = EvoViT().finish(start, SHAPE).prefix
+    mean = make_reducer("evovit").finish(start, SHAPE).prefix
     np.testing.assert_allclose(mean[:, 0], start.tokens.mean(axis=1), atol=1e-6)
-    np.testing.assert_array_equal(EvoViT(head="class").finish(start, SHAPE).prefix, start.prefix)
+    np.testing.assert_array_equal(
+        make_reducer("evovit", head="class").finish(start, SHAPE).prefix, start.prefix
+    )
 
 
 def test_merged_patches_come_back_with_the_change_of_their_token(start):
@@ -116,7 +122,7 @@ def test_keep_rate_1_only_changes_the_head():
     plain = create_model("vit", num_classes=3, **sizes)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     params = plain.init(jax.random.key(1), images)
-    same = plain.clone(reducer=EvoViT(keep_rate=1.0, layers=(1, 2), head="class"))
+    same = plain.clone(reducer=make_reducer("evovit", keep_rate=1.0, layers=(1, 2), head="class"))
     np.testing.assert_allclose(same.apply(params, images), plain.apply(params, images), atol=1e-6)
 
 
@@ -132,9 +138,11 @@ def test_keep_rate_1_only_changes_the_head():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
-        EvoViT(**settings).check(SHAPE)
+        make_reducer("evovit", **settings).check(SHAPE)
 
 
 def test_needs_a_class_token():
     with pytest.raises(InputError, match="expected a class token"):
-        EvoViT(layers=(1,)).check(ViTShape((2, 6), 6, 8, 2, prefix=0, class_token=False))
+        make_reducer("evovit", layers=(1,)).check(
+            ViTShape((2, 6), 6, 8, 2, prefix=0, class_token=False)
+        )

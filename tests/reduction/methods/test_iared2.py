@@ -8,11 +8,11 @@ import pytest
 from tdm_jax import create_model
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape
-from tdm_jax.reduction.methods.iared2 import IARED2, policy_loss, rewards
+from tdm_jax.reduction.methods.iared2 import policy_loss, rewards
 from tdm_jax.reduction.token_state import TokenState
 
 SHAPE = ViTShape(grid=(3, 4), depth=3, width=8, num_heads=2)
-REDUCER = IARED2(keep_rate=0.5, layers=(1, 2))
+REDUCER = make_reducer("iared2", keep_rate=0.5, layers=(1, 2))
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(2, 12, 8)).astype(np.float32)
 PREFIX = RNG.normal(size=(2, 2, 8)).astype(np.float32)
@@ -157,4 +157,4 @@ def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="expected a class token"):
         REDUCER.check(ViTShape(grid=(2, 2), depth=3, width=8, num_heads=2, class_token=False))
     with pytest.raises(InputError, match=r"exploration must be in \[0, 0.5\); got 0.5"):
-        IARED2(exploration=0.5)
+        make_reducer("iared2", exploration=0.5)

@@ -11,7 +11,7 @@ from tdm_jax.analysis import costs
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.pitome import PiToMe, with_ratio
+from tdm_jax.reduction.methods.pitome import with_ratio
 from tdm_jax.reduction.token_state import TokenState
 
 DEIT = ViTShape((14, 14), 12, 384, 6)
@@ -64,7 +64,7 @@ def test_any_block_and_prefix_against_the_reference(layer, prefix):
     shape = ViTShape((1, 11), 5, 6, 2, prefix, class_token=prefix > 0)
     view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v, q[:, 0])), None, prefix)
     context = BlockContext(layer=layer, shape=shape, train=False, weights={}, attention=view)
-    after = PiToMe(r=4).reduce(state, context)
+    after = make_reducer("pitome", r=4).reduce(state, context)
     for image in range(2):
         metric = k[image, prefix:].mean(1)
         expected, sizes = reference(tokens[image], size[image], metric, 4, layer, 5)
@@ -79,7 +79,7 @@ def test_counts_are_those_of_double_precision():
         for _ in range(12):
             n -= math.floor(n - n * ratio)
             expected.append(n)
-        assert [block.out for block in plan(PiToMe(ratio=ratio), DEIT)] == expected
+        assert [block.out for block in plan(make_reducer("pitome", ratio=ratio), DEIT)] == expected
 
 
 def test_a_keep_rate_costs_what_three_stages_of_it_cost():
@@ -89,27 +89,34 @@ def test_a_keep_rate_costs_what_three_stages_of_it_cost():
     for rate in (0.9, 0.7, 0.5):
         one = seen(make_reducer("pitome", keep_rate=rate))
         assert abs(one / seen(make_reducer("topk", keep_rate=rate)) - 1) < 0.03
-    assert with_ratio(PiToMe(keep_rate=1.0), DEIT).ratio == 1
-    assert PiToMe(ratio=0.9).at_keep_rate(0.7) == PiToMe(keep_rate=0.7)
+    assert with_ratio(make_reducer("pitome", keep_rate=1.0), DEIT).ratio == 1
+    assert make_reducer("pitome", ratio=0.9).at_keep_rate(0.7) == make_reducer(
+        "pitome", keep_rate=0.7
+    )
 
 
 def test_macs_are_the_means_the_similarities_and_the_weighting():
     # Means of 197 keys of 64 channels, 196 x 196 similarities, 196 means, 196 weighted tokens.
     own = 197 * 64 + 196 * 196 * 64 + 196 + 196 * 384
-    assert PiToMe(ratio=0.9).macs(0, 196, DEIT) == own
-    assert PiToMe(ratio=0.9).macs(0, 9, DEIT) == 0
+    assert make_reducer("pitome", ratio=0.9).macs(0, 196, DEIT) == own
+    assert make_reducer("pitome", ratio=0.9).macs(0, 9, DEIT) == 0
     assert costs.count("deit_small_patch16_224", "pitome", ratio=1.0).macs == 4_603_567_752
 
 
 def test_at_most_half_merges():
     with pytest.raises(InputError, match=r"PiToMe: ratio must be from 0\.5 to 1; got 0\.4"):
-        PiToMe(ratio=0.4)
+        make_reducer("pitome", ratio=0.4)
     with pytest.raises(InputError, match="one of ratio, counts and r; got ratio=0.9, counts=None"):
-        PiToMe(ratio=0.9, r=4)
+        make_reducer("pitome", ratio=0.9, r=4)
     with pytest.raises(InputError, match="expected one of keep_rate.*; got keep_rate, ratio"):
         make_reducer("pitome", keep_rate=0.5, ratio=0.9)
     with pytest.raises(InputError, match="PiToMe: r must be at most half of the 196 patches"):
-        PiToMe(r=99).check(DEIT)
+        make_reducer("pitome", r=99).check(DEIT)
     with pytest.raises(InputError, match="a count of at least 98; got 97"):
-        plan(PiToMe(counts=(97,), layers=(1,)), DEIT)
-    assert [b.out for b in plan(PiToMe(r=3), ViTShape((1, 7), 4, 8, 2))] == [4, 2, 1, 1]
+        plan(make_reducer("pitome", counts=(97,), layers=(1,)), DEIT)
+    assert [b.out for b in plan(make_reducer("pitome", r=3), ViTShape((1, 7), 4, 8, 2))] == [
+        4,
+        2,
+        1,
+        1,
+    ]

@@ -55,11 +55,11 @@ def test_the_score_and_its_spread_are_the_formula():
 
 def test_limits():
     shape = ViTShape((1, 10), 12, 8, 2)
-    blocks = plan(PPT(r=5), shape)
+    blocks = plan(make_reducer("ppt", r=5), shape)
     assert [blocks[layer].out for layer in (3, 6, 9)] == [5, 3, 2]
     with pytest.raises(InputError, match="PPT: a stage merges at most half of its 10 tokens"):
         plan(make_reducer("ppt", keep_rate=0.3), shape)
     with pytest.raises(InputError, match="PPT: threshold must be at least 0; got -1"):
-        PPT(threshold=-1)
+        make_reducer("ppt", threshold=-1)
     with pytest.raises(InputError, match="PPT: expected a class token to go by"):
-        PPT().check(ViTShape((1, 10), 12, 8, 2, 0, class_token=False))
+        make_reducer("ppt").check(ViTShape((1, 10), 12, 8, 2, 0, class_token=False))

@@ -15,11 +15,12 @@ from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.methods import spvit
 from tdm_jax.reduction.methods.dyvit import ORIGINAL
-from tdm_jax.reduction.methods.spvit import SPViT
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 SHAPE = ViTShape(grid=(3, 4), depth=3, width=16, num_heads=2)
-REDUCERS = {gate: SPViT(keep_rate=0.6, layers=(1, 2), gate=gate) for gate in (False, True)}
+REDUCERS = {
+    gate: make_reducer("spvit", keep_rate=0.6, layers=(1, 2), gate=gate) for gate in (False, True)
+}
 RNG = np.random.default_rng(0)
 
 
@@ -178,7 +179,7 @@ def test_counts_make_room_for_the_packages():
         return tuple(
             create_model(
                 "vit",
-                SPViT(layers=(1, 2), **settings),
+                make_reducer("spvit", layers=(1, 2), **settings),
                 image_size=64,
                 patch_size=8,
                 width=16,
@@ -201,4 +202,6 @@ def test_counts_make_room_for_the_packages():
 
 def test_heads_too_small_to_halve_twice_are_refused():
     with pytest.raises(InputError, match="heads of at least 4 channels; got 2"):
-        SPViT(layers=(1,)).check(ViTShape(grid=(2, 2), depth=2, width=8, num_heads=4))
+        make_reducer("spvit", layers=(1,)).check(
+            ViTShape(grid=(2, 2), depth=2, width=8, num_heads=4)
+        )

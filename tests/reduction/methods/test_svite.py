@@ -7,11 +7,10 @@ import pytest
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape
-from tdm_jax.reduction.methods.svite import SViTE
 from tdm_jax.reduction.token_state import TokenState
 
 SHAPE = ViTShape(grid=(3, 4), depth=3, width=8, num_heads=2)
-REDUCER = SViTE(keep_rate=0.4)  # 5 of 12
+REDUCER = make_reducer("svite", keep_rate=0.4)  # 5 of 12
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(2, 12, 8)).astype(np.float32)
 WEIGHTS = {
@@ -79,9 +78,9 @@ def test_weights_come_under_the_originals_names():
     with pytest.raises(InputError, match=r"expected the weights gumbel\.weight .* got other"):
         REDUCER.import_weights({"other": WEIGHTS["bias"]})
     with pytest.raises(InputError, match=r"expected layers with one block; got \(0, 3\)"):
-        SViTE(layers=(0, 3)).import_weights(arrays)
+        make_reducer("svite", layers=(0, 3)).import_weights(arrays)
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="temperature must be positive; got 0"):
-        SViTE(temperature=0.0)
+        make_reducer("svite", temperature=0.0)

@@ -14,7 +14,6 @@ from tdm_jax.errors import InputError
 from tdm_jax.models.folding import fold
 from tdm_jax.reduction import ViTShape
 from tdm_jax.reduction.methods.tocom import ToCom
-from tdm_jax.reduction.methods.tome import ToMe
 
 SHAPE = ViTShape((4, 4), 2, 16, 2)
 SIZES = {"image_size": (16, 16), "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2}
@@ -46,7 +45,7 @@ def random_model(**settings):
 def test_folded_it_is_tome_and_answers_the_same():
     model, params = random_model(r=3, source_r=1, dim=16, scale=1.0)
     folded, others = fold(model, params)
-    assert folded == model.clone(reducer=ToMe(r=3))
+    assert folded == model.clone(reducer=make_reducer("tome", r=3))
     assert "reducer" in params["params"]
     assert "reducer" not in others["params"]
     apply = jax.jit(lambda m, p: m.apply(p, IMAGES), static_argnums=0)
@@ -59,16 +58,16 @@ def test_folded_it_is_tome_and_answers_the_same():
 
 def test_at_the_source_it_is_tome():
     model, params = random_model(r=3, source_r=3, dim=16)
-    tome = model.clone(reducer=ToMe(r=3))
+    tome = model.clone(reducer=make_reducer("tome", r=3))
     apply = jax.jit(lambda m, p: m.apply(p, IMAGES), static_argnums=0)
     np.testing.assert_array_equal(apply(model, params), apply(tome, params))
-    assert model.reducer.macs(0, 16, SHAPE) == ToMe(r=3).macs(0, 16, SHAPE)
+    assert model.reducer.macs(0, 16, SHAPE) == make_reducer("tome", r=3).macs(0, 16, SHAPE)
 
 
 def test_fresh_weights_correct_nothing_and_can_learn():
     model = create_model("vit", ToCom(r=3, dim=16), num_classes=3, **SIZES)
     params = model.init(jax.random.key(1), IMAGES)
-    tome = model.clone(reducer=ToMe(r=3))
+    tome = model.clone(reducer=make_reducer("tome", r=3))
     np.testing.assert_allclose(model.apply(params, IMAGES), tome.apply(params, IMAGES), atol=1e-6)
     gradient = jax.grad(lambda p: (model.apply(p, IMAGES) ** 2).sum())(params)
     up = gradient["params"]["reducer"]["stage_0"]["v"]["up"]["kernel"]
@@ -85,8 +84,8 @@ def test_channels_that_are_switched_on():
 def test_costs():
     reducer = ToCom(r=5, source_r=3)
     own = 2 * 4 * 16 * 17
-    assert reducer.macs(0, 16, SHAPE) == own + ToMe(r=5).macs(0, 16, SHAPE)
-    assert dataclasses.replace(reducer, r=3).folded() == ToMe(r=3)
+    assert reducer.macs(0, 16, SHAPE) == own + make_reducer("tome", r=5).macs(0, 16, SHAPE)
+    assert dataclasses.replace(reducer, r=3).folded() == make_reducer("tome", r=3)
 
 
 @pytest.mark.parametrize(

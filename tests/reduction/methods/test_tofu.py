@@ -10,7 +10,7 @@ from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.tofu import ToFu, largest
+from tdm_jax.reduction.methods.tofu import largest
 from tdm_jax.reduction.schedules import inflected, removals
 from tdm_jax.reduction.token_state import TokenState
 
@@ -46,7 +46,7 @@ def stage(strategy, tokens, keys, layer=0):
     state = TokenState.start(jnp.zeros((1, 0, tokens.shape[2])), tokens)
     view = AttentionView(keys, keys, keys, keys[:, 0], None, 0)
     context = BlockContext(layer=layer, shape=shape, train=False, weights={}, attention=view)
-    return ToFu(r=1, strategy=strategy).reduce(state, context)
+    return make_reducer("tofu", r=1, strategy=strategy).reduce(state, context)
 
 
 # Token 0 and 1 are alike and merge into 1; 2 and 3 stay.
@@ -107,10 +107,13 @@ def test_a_slope_between_the_ramps():
 def test_macs_are_tomes_without_sizes_and_with_norms():
     shape = ViTShape((14, 14), 12, 384, 6)
     matching = make_reducer("tome", r=13).macs(0, 196, shape) - 197 * 384
-    assert ToFu(r=13).macs(6, 196, shape) == matching
-    assert ToFu(r=13).macs(7, 196, shape) == matching + 196 + 183 * 384
-    assert ToFu(r=13, strategy="mlerp").macs(0, 196, shape) == matching + 196 + 183 + 183 * 384
-    assert ToFu(r=0).macs(7, 196, shape) == 0
+    assert make_reducer("tofu", r=13).macs(6, 196, shape) == matching
+    assert make_reducer("tofu", r=13).macs(7, 196, shape) == matching + 196 + 183 * 384
+    assert (
+        make_reducer("tofu", r=13, strategy="mlerp").macs(0, 196, shape)
+        == matching + 196 + 183 + 183 * 384
+    )
+    assert make_reducer("tofu", r=0).macs(7, 196, shape) == 0
 
 
 def test_bad_settings():
@@ -121,6 +124,6 @@ def test_bad_settings():
     with pytest.raises(InputError, match="a ramp or an inflection; got ramp='increasing'"):
         make_reducer("tofu", r=3, inflection=0.5, ramp="increasing")
     with pytest.raises(InputError, match="ToFu: r must be at most half of the 10 patches; got 6"):
-        ToFu(r=6).check(ViTShape((1, 10), 4, 8, 2))
+        make_reducer("tofu", r=6).check(ViTShape((1, 10), 4, 8, 2))
     with pytest.raises(InputError, match="ToFu: r must be at most half of the 10 patches; got 6"):
-        ToFu(r=4, inflection=-0.5).check(ViTShape((1, 10), 4, 8, 2))
+        make_reducer("tofu", r=4, inflection=-0.5).check(ViTShape((1, 10), 4, 8, 2))

@@ -11,7 +11,7 @@ from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.tome import ToMe, with_constant_r
+from tdm_jax.reduction.methods.tome import with_constant_r
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 DEIT = ViTShape((14, 14), 12, 384, 6)
@@ -21,7 +21,7 @@ DEIT = ViTShape((14, 14), 12, 384, 6)
 @pytest.mark.parametrize(("r", "kind"), [(3, "prop"), (3, "plain"), (5, "prop"), (5, "plain")])
 def test_equals_the_original(answer, golden, r, kind):
     expected = golden(f"tome_r{r}_{kind}")
-    logits, info = answer(ToMe(r=r, proportional_attention=kind == "prop"))
+    logits, info = answer(make_reducer("tome", r=r, proportional_attention=kind == "prop"))
     np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert [n + 1 for n in info.token_counts] == expected["tokens"].tolist()
     np.testing.assert_array_equal(info.size, expected["size"][:, 1:, 0])
@@ -57,7 +57,7 @@ def test_any_prefix_against_the_reference(prefix):
     shape = ViTShape((1, 11), 1, 6, 2, prefix, class_token=prefix > 0)
     view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v, q[:, 0])), None, prefix)
     context = BlockContext(layer=0, shape=shape, train=False, weights={}, attention=view)
-    after = jax.jit(lambda s: ToMe(r=4).reduce(s, context))(state)
+    after = jax.jit(lambda s: make_reducer("tome", r=4).reduce(s, context))(state)
     for image in range(2):
         metric = k[image, prefix:].mean(1)
         expected, sizes = reference(tokens[image], size[image], metric, 4, prefix)
@@ -68,12 +68,12 @@ def test_any_prefix_against_the_reference(prefix):
 
 
 def test_at_most_half_merges():
-    blocks = plan(ToMe(r=5), ViTShape((1, 10), 4, 8, 2))
+    blocks = plan(make_reducer("tome", r=5), ViTShape((1, 10), 4, 8, 2))
     assert [block.out for block in blocks] == [5, 3, 2, 1]
     with pytest.raises(InputError, match="at most half of the 10 patches; got 6"):
-        ToMe(r=6).check(ViTShape((1, 10), 4, 8, 2))
+        make_reducer("tome", r=6).check(ViTShape((1, 10), 4, 8, 2))
     with pytest.raises(InputError, match="a count of at least 5; got 4"):
-        plan(ToMe(counts=(4,), layers=(1,)), ViTShape((1, 10), 4, 8, 2))
+        plan(make_reducer("tome", counts=(4,), layers=(1,)), ViTShape((1, 10), 4, 8, 2))
 
 
 def test_a_keep_rate_costs_what_three_stages_of_it_cost():
@@ -83,15 +83,15 @@ def test_a_keep_rate_costs_what_three_stages_of_it_cost():
     for rate in (0.9, 0.7, 0.5):
         one = seen(make_reducer("tome", keep_rate=rate))
         assert abs(one / seen(make_reducer("topk", keep_rate=rate)) - 1) < 0.03
-    assert with_constant_r(ToMe(keep_rate=0.7), DEIT).r == 11
-    assert with_constant_r(ToMe(keep_rate=1.0), DEIT).r == 0
+    assert with_constant_r(make_reducer("tome", keep_rate=0.7), DEIT).r == 11
+    assert with_constant_r(make_reducer("tome", keep_rate=1.0), DEIT).r == 0
 
 
 def test_sizes_weigh_the_keys_once_something_has_merged():
     state = TokenState.start(jnp.zeros((1, 2, 4)), jnp.zeros((1, 3, 4)))
     merged = state.replace(size=jnp.array([[1.0, 2.0, 3.0]]), moved=True)
     context = BlockContext(layer=1, shape=ViTShape((2, 3), 3, 4, 1, 2), train=False, weights={})
-    reducer = ToMe(r=2)
+    reducer = make_reducer("tome", r=2)
     np.testing.assert_array_equal(reducer.key_weight(merged, context), [[1, 1, 1, 2, 3]])
     assert reducer.key_weight(state, context) is None
     plain = dataclasses.replace(reducer, proportional_attention=False)
