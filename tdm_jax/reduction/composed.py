@@ -118,8 +118,9 @@ class Composed(StageReducer):
 
     def stages(self, shape: ViTShape) -> tuple[int, ...]:
         stages = super().stages(shape)
-        # Before block 0 there is nothing to measure.
-        return stages[1:] if self.schedule.layers == "all" and self._recorded(shape) else stages
+        # Before block 0 no attention has been measured.
+        skips = self.schedule.layers == "all" and self._previous_attention(shape)
+        return stages[1:] if skips else stages
 
     def _of(self, shape: ViTShape) -> Importance | None:
         return None if self.importance is None else self.importance.for_model(shape)
@@ -127,9 +128,13 @@ class Composed(StageReducer):
     def _recorded(self, shape: ViTShape) -> bool:
         """Whether the block before a stage measures the importance."""
         part = self._of(shape)
-        return part is not None and (
-            part.reads == "update" or (self.before and part.reads == "attention")
-        )
+        updated = part is not None and part.reads == "update"
+        return updated or self._previous_attention(shape)
+
+    def _previous_attention(self, shape: ViTShape) -> bool:
+        """Whether a stage goes by the attention of the block before it."""
+        part = self._of(shape)
+        return self.before and part is not None and part.reads == "attention"
 
     def check(self, shape: ViTShape) -> None:
         super().check(shape)
@@ -252,8 +257,7 @@ class Composed(StageReducer):
         return self.importance is not None and self.importance.masks and self.decoupling.drops
 
     def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
-        part = self._of(context.shape)
-        if self.before and part is not None and part.reads == "attention":
+        if self._previous_attention(context.shape):
             return self._record(state, context)
         return super().after_attention(state, context)
 
@@ -322,6 +326,8 @@ class Composed(StageReducer):
         # Even ranks before odd ones: destinations and sources of the matching.
         order = jnp.concatenate([order[:, 0:k:2], order[:, 1:k:2], order[:, k:]], axis=1)
         attentive, rest = order[:, :k], order[:, k:]
+        if self.grouping is not None and self.grouping.by_place:
+            rest = jnp.sort(rest, axis=1)
         vectors = self.metric.of(state, context, weights, attentive)
         scores = gather_tokens(score, attentive)
         groups = [self._matched(vectors, counts.matched, scores, context).of(attentive)]

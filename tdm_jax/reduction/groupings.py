@@ -28,6 +28,9 @@ class Grouping(Part):
     # Whether it weighs tokens by their importance.
     by_score: ClassVar[bool] = False
 
+    # Whether it goes by the order in which tokens stand.
+    by_place: ClassVar[bool] = False
+
     def fewest(self, n: int) -> int:
         """Groups that n tokens can be merged to at the least."""
         return 1
@@ -73,7 +76,8 @@ class DensityPeaks(Grouping):
     neighbors: int | None = None
 
     def validate(self, title: str) -> None:
-        self.demand(title, "neighbors", (self.neighbors or 1) >= 1, "be at least 1")
+        given = self.neighbors
+        self.demand(title, "neighbors", given is None or given >= 1, "be at least 1")
 
     def macs(self, n: int, width: int, shape: ViTShape) -> int:
         # As the authors' logs have it: the statistics of the distances.
@@ -94,6 +98,7 @@ class Bipartite(Grouping):
     """Every second token, by place, may join the most alike of those between (ToMe)."""
 
     with_prefix = True
+    by_place = True
 
     def fewest(self, n: int) -> int:
         return n - n // 2

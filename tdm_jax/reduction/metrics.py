@@ -153,7 +153,8 @@ class Projection(Metric):
     metric_width: int | None = None
 
     def validate(self, title: str) -> None:
-        self.demand(title, "metric_width", (self.metric_width or 1) >= 1, "be at least 1")
+        given = self.metric_width
+        self.demand(title, "metric_width", given is None or given >= 1, "be at least 1")
 
     def width(self, shape: ViTShape) -> int:
         twice = 2 if shape.width >= _WIDE else 1

@@ -41,8 +41,8 @@ def import_stages(
     stages = got if number is None else number
     if got != stages:
         raise InputError(
-            f"{owner}: expected weights of {stages} stages, one for each of the layers "
-            f"{schedule.layers}, named {prefix}.0.{{{', '.join(names)}}} and so on; "
+            f"{owner}: expected weights of {stages} stages, one for each of "
+            f"layers={schedule.layers!r}, named {prefix}.0.{{{', '.join(names)}}} and so on; "
             f"got {got} stages"
         )
     expected = {

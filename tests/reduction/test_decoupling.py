@@ -1,4 +1,4 @@
-"""How many tokens a stage leaves on either side: published counts, the poles, and what is refused."""
+"""How many tokens each side of a stage leaves: published counts, the poles, what is refused."""
 
 import numpy as np
 import pytest

@@ -69,7 +69,7 @@ def stages(name: str, **settings: Any) -> Any:
 
 ALL = tuple(range(PATCHES))
 METHODS = {
-    **{name: stages(name) for name, kind in REDUCERS.items() if issubclass(kind, StageReducer)},
+    **{name: stages(name) for name, point in REDUCERS.items() if isinstance(point, StageReducer)},
     "tdm": stages("tdm"),
     "tdm/shift": stages("tdm", importance="shift"),
     "tdm/pool": stages("tdm", importance="pool"),

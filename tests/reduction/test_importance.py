@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tdm_jax.reduction.scores import BARE_DEFAULT, SCORES, record_shift
 
 from tdm_jax import describe_reducer, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.models.heads import PoolingQuery
 from tdm_jax.reduction import BlockContext, ViTShape
+from tdm_jax.reduction.importance import (
+    IMPORTANCES,
+    ClassAttention,
+    MeanReceived,
+    Preferred,
+)
 from tdm_jax.reduction.token_state import TokenState
 
 SHAPE = ViTShape((4, 4), 4, 32, 2)
@@ -31,13 +36,17 @@ def test_scores_of_the_attention_against_its_whole_map():
     view = AttentionView(*(jnp.array(x) for x in (q, k, v, q[:, 0])), None, 2)
     context = BlockContext(layer=1, shape=SHAPE, train=False, weights={}, attention=view)
     state = TokenState.start(jnp.zeros((2, 2, 8)), jnp.zeros((2, 5, 8)))
+    row, norm = attention[:, :, 0, 2:], np.linalg.norm(v[:, 2:], axis=-1)
     expected = {
-        "class": attention[:, :, 0, 2:].mean(1),
+        "class": row.mean(1),
+        "value": share(row.sum(1) * np.linalg.norm(v[:, 2:].reshape(2, 5, 8), axis=-1)),
+        "head_value": share(np.einsum("bhn,bnh->bn", row, norm)),
+        "received": attention.sum((1, 2))[:, 2:],
         "mean": share(attention.sum((1, 2))[:, 2:]),
         "key_norm": share(np.linalg.norm(k[:, 2:].reshape(2, 5, 8), axis=-1)),
     }
     for name, score in expected.items():
-        np.testing.assert_allclose(SCORES[name].measure(state, context), score, rtol=1e-5)
+        np.testing.assert_allclose(IMPORTANCES[name].measure(state, context, {}), score, rtol=1e-5)
 
 
 def test_pool_is_what_the_head_attends_to(tiny_model):
@@ -57,7 +66,7 @@ def test_pool_is_what_the_head_attends_to(tiny_model):
     keys = np.asarray(info.features) @ pool["kv"]["kernel"][:, :16] + pool["kv"]["bias"][:16]
     logits = np.einsum("hk,bnhk->bhn", q.reshape(2, 8), keys.reshape(2, 16, 2, 8)) * 8**-0.5
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    got = SCORES["pool"].measure(state, context)
+    got = IMPORTANCES["pool"].measure(state, context, {})
     np.testing.assert_allclose(got, expected.mean(1), rtol=1e-4, atol=1e-6)
 
 
@@ -92,8 +101,10 @@ def test_shift_keeps_what_the_mlp_of_the_block_before_changed_most():
     )
     before = TokenState.start(jnp.zeros((2, 1, 32)), updates[0])
     context = BlockContext(layer=1, shape=SHAPE, train=False, weights={}, update=updates[1])
-    score = SCORES["shift"].measure(reducer.after_block(before, context), context)
+    stage = BlockContext(layer=2, shape=SHAPE, train=False, weights={})
+    after, score = reducer.score(reducer.after_block(before, context), stage)
     np.testing.assert_allclose(score, share(norm), rtol=1e-5)
+    assert not after.carry
 
 
 def test_shift_of_a_branch_that_was_dropped_has_a_gradient():
@@ -101,7 +112,7 @@ def test_shift_of_a_branch_that_was_dropped_has_a_gradient():
     context = BlockContext(layer=1, shape=SHAPE, train=True, weights={})
 
     def score(update):
-        return SCORES["shift"].measure(record_shift(state, update), context)
+        return IMPORTANCES["shift"].measure(state, context.replace(update=update), {})
 
     np.testing.assert_allclose(score(state.tokens), np.full((1, 3), 1 / 3), rtol=1e-6)
     assert np.isfinite(jax.jacobian(score)(state.tokens)).all()
@@ -110,8 +121,9 @@ def test_shift_of_a_branch_that_was_dropped_has_a_gradient():
 @pytest.mark.parametrize("name", ["topk", "evit", "tdm"])
 def test_the_default_is_the_class_tokens_where_there_is_one(name):
     reducer = make_reducer(name, keep_rate=0.5)
-    assert reducer.score_name(SHAPE) == "class"
-    assert reducer.score_name(BARE) == BARE_DEFAULT
+    assert reducer.importance == Preferred()
+    assert Preferred().for_model(SHAPE) == ClassAttention()
+    assert Preferred().for_model(BARE) == MeanReceived()
     reducer = make_reducer(name, keep_rate=0.5, layers=(1,))
     for shape in (SHAPE, BARE, POOLED):
         reducer.check(shape)
@@ -123,10 +135,12 @@ def test_the_default_is_the_class_tokens_where_there_is_one(name):
     ("importance", "shape", "message"),
     [
         ("class", BARE, "'class' needs a class token and the model has none; expected "
-         "importance='mean', 'key_norm' or 'shift'"),
-        ("class", POOLED, "expected importance='mean', 'key_norm', 'pool' or 'shift'"),
+         "importance='received', 'mean', 'key_norm', 'shift' or 'chance'"),
+        ("class", POOLED, "expected importance='received', 'mean', 'key_norm', 'pool', 'shift' or"),
+        ("value", BARE, "'value' needs a class token and the model has none"),
+        ("head_value", BARE, "'head_value' needs a class token and the model has none"),
         ("pool", SHAPE, "'pool' needs a pooling head and the model has none; expected "
-         "importance='class', 'mean', 'key_norm' or 'shift'"),
+         "importance='class', 'value', 'head_value', 'received', 'mean', 'key_norm', 'shift' or"),
     ],
 )  # fmt: skip
 def test_a_score_needs_its_part_of_a_model(importance, shape, message):
@@ -136,7 +150,9 @@ def test_a_score_needs_its_part_of_a_model(importance, shape, message):
 
 def test_shift_needs_a_block_before():
     for layers in ((0, 2), "all"):
-        with pytest.raises(InputError, match="has added to a token; expected layers from 1; got 0"):
+        with pytest.raises(
+            InputError, match="measured in the block before a stage; expected layers from 1; got 0"
+        ):
             make_reducer("evit", importance="shift", layers=layers).check(SHAPE)
     make_reducer("evit", importance="shift", layers=(1, 2)).check(SHAPE)
 

@@ -58,7 +58,8 @@ def test_a_description_holds_the_schedule(name, settings):
 
 
 def test_a_description_leaves_out_the_keep_rate_that_counts_overrule():
-    reducer = dataclasses.replace(make_reducer("topk", keep_rate=0.5), counts=(9, 5, 3))
+    reducer = make_reducer("topk", keep_rate=0.5)
+    reducer = reducer.scheduled(dataclasses.replace(reducer.schedule, counts=(9, 5, 3)))
     assert describe_reducer(reducer) == {"name": "topk", "counts": [9, 5, 3]}
     slots = make_reducer("ats", keep_rate=0.5, counts=(9, 5, 3))
     assert again(slots) == slots
