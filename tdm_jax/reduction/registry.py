@@ -74,8 +74,17 @@ REDUCERS: dict[str, Reducer] = {
 }
 
 
-def _with_tdm(name: str, point: Composed) -> Composed:
-    """TDM's decoupling and merging in the place of what a method does with what it drops."""
+def _points() -> dict[str, Reducer]:
+    """Each name with its point: the methods, and TDM in the place of what those do that drop."""
+    dropping = {
+        f"{name}+tdm": _with_tdm(point)
+        for name, point in REDUCERS.items()
+        if isinstance(point, Composed) and point.decoupling.drops
+    }
+    return REDUCERS | dropping | _MERGED
+
+
+def _with_tdm(point: Composed) -> Composed:
     return dataclasses.replace(
         point,
         title=f"{point.title} with TDM",
@@ -85,15 +94,13 @@ def _with_tdm(name: str, point: Composed) -> Composed:
     )
 
 
-# Where TDM takes over the tokens that a method would drop.
+# The same of methods that are no points themselves, and TDM itself.
 _MERGED: dict[str, Reducer] = {
-    f"{name}+tdm": _with_tdm(name, point)
-    for name, point in REDUCERS.items()
-    if isinstance(point, Composed) and point.decoupling.drops
+    "topk+tdm": TDM,
+    "spvit+tdm": SPVIT_TDM,
+    "evovit+tdm": EVOVIT_TDM,
+    "ats+tdm": ATS_TDM,
 }
-_MERGED |= {"topk+tdm": TDM, "spvit+tdm": SPVIT_TDM, "evovit+tdm": EVOVIT_TDM, "ats+tdm": ATS_TDM}
-
-POINTS = REDUCERS | _MERGED
 # Fields that say what a method is, not how it is set.
 _STRUCTURE = ("title", "merger")
 # Names of settings that older descriptions have.
@@ -102,7 +109,7 @@ _RENAMED = {"weight": "average"}
 
 def list_reducers() -> list[str]:
     """Every name that `make_reducer` takes."""
-    return list(POINTS)
+    return list(_points())
 
 
 def setting_names(name: str) -> set[str]:
@@ -111,9 +118,10 @@ def setting_names(name: str) -> set[str]:
     Raises:
       InputError: the name is unknown.
     """
-    if name not in POINTS:
-        raise unknown("reducer", name, POINTS)
-    return settings_of(POINTS[name])
+    points = _points()
+    if name not in points:
+        raise unknown("reducer", name, points)
+    return settings_of(points[name])
 
 
 def settings_of(reducer: Reducer) -> set[str]:
@@ -152,9 +160,9 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     Raises:
       InputError: the name or a setting is unknown, or a setting's value is out of range.
     """
-    known = setting_names(name) | _RENAMED.keys()
-    point = POINTS[name]
-    settings = {_RENAMED.get(key, key): _tuples(v) for key, v in settings.items() if v is not None}
+    known, point = setting_names(name), _points()[name]
+    renamed = {old: new for old, new in _RENAMED.items() if old not in known and new in known}
+    settings = {renamed.get(key, key): _tuples(v) for key, v in settings.items() if v is not None}
     if name in ("tdm", "topk+tdm") and settings.get("preset") == "frozen":
         point, known = FROZEN, settings_of(FROZEN) | known
     own = dict(settings)
@@ -212,16 +220,17 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
     Raises:
       InputError: the method is in no table.
     """
+    points = _points()
     named = [
         name
-        for name, point in POINTS.items()
+        for name, point in points.items()
         if type(point) is type(reducer) and point.title == reducer.title
     ]
     if not named:
         raise InputError(
-            f"{reducer.title} has no name; expected a method of the table: {', '.join(POINTS)}"
+            f"{reducer.title} has no name; expected a method of the table: {', '.join(points)}"
         )
-    base, settings = POINTS[named[0]], {}
+    base, settings = points[named[0]], {}
     if isinstance(reducer, Composed) and reducer.decoupling.preset == "frozen":
         base, settings = FROZEN, {"preset": "frozen"}
     for axis, table in AXES.items() if isinstance(reducer, Composed) else ():

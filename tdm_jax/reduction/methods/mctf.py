@@ -73,6 +73,10 @@ class MCTF(StageReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.schedule.r, float):
+            # A share stands for a keep rate.
+            rated = dataclasses.replace(self.schedule, keep_rate=1 - self.schedule.r, r=None)
+            object.__setattr__(self, "schedule", rated)
         require(self, "one_step_ahead", self.one_step_ahead in (0, 1, 2), "be 0, 1 or 2")
         require(self, "pooling", self.pooling in (0, 1), "be 0 for size or 1 for attention")
         for name in ("tau_sim", "tau_info", "tau_size"):

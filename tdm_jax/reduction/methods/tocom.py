@@ -39,7 +39,6 @@ from tdm_jax.reduction.contract import (
 )
 from tdm_jax.reduction.methods.tome import TOME
 from tdm_jax.reduction.original_weights import import_stages, stage_name
-from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState
 
@@ -74,7 +73,7 @@ class ToCom(Reducer):
     @property
     def merger(self) -> StageReducer:
         """What merges the tokens."""
-        return TOME.scheduled(Schedule(layers="all", r=self.r))
+        return TOME.scheduled(dataclasses.replace(TOME.schedule, r=self.r))
 
     def check(self, shape: ViTShape) -> None:
         most = shape.patches // 2

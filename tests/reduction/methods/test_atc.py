@@ -1,4 +1,7 @@
-"""ATC: equal to its original, and its clusters against loops over the definition."""
+"""ATC: equal to its original, and its clusters against loops over the definition.
+
+With `tdm_jax.reduction.linkage`.
+"""
 
 import itertools
 
@@ -10,7 +13,7 @@ from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.atc import LINKAGES, clusters, cosine_distance, spanning_tree
+from tdm_jax.reduction.linkage import LINKAGES, clusters, cosine_distance, spanning_tree
 from tdm_jax.reduction.token_state import TokenState
 
 GOLDENS = {

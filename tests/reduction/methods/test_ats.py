@@ -9,6 +9,7 @@ from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import BlockContext, ViTShape
 from tdm_jax.reduction.contract import Attention
+from tdm_jax.reduction.importance import HeadValueNorm
 from tdm_jax.reduction.methods.ats import sample
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
@@ -139,9 +140,7 @@ def test_values_weigh_in_head_by_head(state):
             return jnp.zeros((3, 20, 2, 4)).at[:, 3, 1, :].set(1.0)  # norm 2 in the second head
 
     row = np.full((3, 20), 0.01, np.float32)
-    score = make_reducer("ats", layers=(1,)).score(
-        state, context().replace(attention=TwoHeads(row))
-    )
+    score = HeadValueNorm().measure(state, context().replace(attention=TwoHeads(row)), {})
     np.testing.assert_allclose(score[:, 3], 0.06 / (0.06 + 1e-6), rtol=1e-5)
     np.testing.assert_allclose(score.sum(axis=1), score[:, 3])
 

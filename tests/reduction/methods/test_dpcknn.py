@@ -24,8 +24,8 @@ def test_a_cluster_is_the_mean_of_its_tokens_or_of_their_patches():
     tokens = jnp.array([[[0.0], [0.1], [1.0]]])
     state = TokenState.start(jnp.zeros((1, 0, 1)), tokens).replace(size=jnp.array([[1.0, 3, 2]]))
     context = BlockContext(layer=1, shape=ViTShape((1, 3), 2, 1, 1, 0), train=False, weights={})
-    for weight, near in (("uniform", 0.05), ("size", 0.075)):
-        reducer = make_reducer("dpcknn", counts=(2,), layers=(1,), weight=weight)
+    for average, near in (("uniform", 0.05), ("size", 0.075)):
+        reducer = make_reducer("dpcknn", counts=(2,), layers=(1,), average=average)
         after = reducer.reduce(state, context)
         np.testing.assert_allclose(np.sort(after.tokens[0, :, 0]), [near, 1.0], rtol=1e-6)
         np.testing.assert_allclose(np.sort(after.size[0]), [2, 4])
@@ -51,8 +51,9 @@ def test_a_learned_score_weighs_by_its_exponential():
     np.testing.assert_allclose(after[np.argsort(after[:, 0])], [expected, [1.0, 0.0]], rtol=1e-6)
 
 
+
 def test_bad_settings():
     with pytest.raises(InputError, match="neighbors must be at least 1; got 0"):
         make_reducer("dpcknn", neighbors=0)
-    with pytest.raises(InputError, match="unknown DPCKNN weight 'score'"):
-        make_reducer("dpcknn", weight="score")
+    with pytest.raises(InputError, match="unknown average of reducer 'dpcknn' 'score'"):
+        make_reducer("dpcknn", average="score")

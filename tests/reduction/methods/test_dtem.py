@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tdm_jax import make_reducer
 from tdm_jax.analysis import costs
 from tdm_jax.errors import InputError
 from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.reduction import ViTShape
-from tdm_jax.reduction.methods.dtem import DTEM, SoftTokens, project, soft_assignment, soft_merge
-from tdm_jax.reduction.methods.tome import ToMe
+from tdm_jax.reduction.methods.dtem import SoftTokens, soft_assignment, soft_merge
+from tdm_jax.reduction.metrics import project
 
 
 @pytest.mark.golden
@@ -80,14 +81,14 @@ def test_a_training_step_teaches_the_projection_alone():
 def test_its_cost_is_tomes_with_another_metric():
     settings = {"image_size": 32, "patch_size": 8, "width": 24, "num_heads": 2, "num_classes": 5}
     model = {**settings, "depth": 2}
-    own, tome = (costs.count("vit", kind(r=4), **model) for kind in (DTEM, ToMe))
+    own, tome = (costs.count("vit", make_reducer(name, r=4), **model) for name in ("dtem", "tome"))
     tokens = 17 + 13
     assert own.macs - tome.macs == tokens * 24 * 12 - tokens * 12
     assert own.parameters - tome.parameters == 2 * (24 * 12 + 12)
 
 
 def test_limits():
-    assert make_reducer("dtem").projected(ViTShape((4, 4), 2, 1024, 16)) == 128
+    assert make_reducer("dtem").metric.width(ViTShape((4, 4), 2, 1024, 16)) == 128
     with pytest.raises(InputError, match="DTEM: metric_width must be at least 1; got 0"):
         make_reducer("dtem", metric_width=0)
     with pytest.raises(InputError, match="DTEM: r must be at most half of the 10 patches; got 6"):

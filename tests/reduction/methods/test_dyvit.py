@@ -22,7 +22,7 @@ from tdm_jax.reduction.learned import (
     mask_tokens,
     token_distillation,
 )
-from tdm_jax.reduction.methods.dyvit import DynamicViT
+from tdm_jax.reduction.methods.dyvit import Predicted
 from tdm_jax.reduction.token_state import TokenState
 
 TINY = {
@@ -80,11 +80,11 @@ def test_inference_equals_the_original(answer, golden, keep_rate):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MasksTheLowest(DynamicViT):
+class MasksTheLowest(Predicted):
     """Masks in training what inference would drop."""
 
-    def mask(self, state, context, share):
-        score = self.score(state, context)
+    def mask(self, state, context, weights, share):
+        score = self.measure(state, context, weights)
         if state.valid is not None:
             score = jnp.where(state.valid > 0, score, -1.0)
         kept = round(share * context.shape.patches)
@@ -100,7 +100,8 @@ def test_a_hidden_token_stays_where_it_is():
 
 
 def test_masking_in_training_is_dropping_at_inference(params):
-    reducer = MasksTheLowest(keep_rate=0.6, layers=(1, 2))
+    reducer = make_reducer("dyvit", keep_rate=0.6, layers=(1, 2))
+    reducer = dataclasses.replace(reducer, importance=MasksTheLowest())
     logits, info = run(reducer, params, train=True)
     expected, gathered = run(reducer, params)
     assert info.token_counts == (24,) * 3

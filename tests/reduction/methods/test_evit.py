@@ -6,7 +6,8 @@ import pytest
 
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import ViTShape, plan
+from tdm_jax.reduction import BlockContext, ViTShape, plan
+from tdm_jax.reduction.decoupling import Counts
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 SHAPE = ViTShape((4, 4), 4, 8, 2)
@@ -25,7 +26,9 @@ def test_the_fused_token_is_the_sum_by_attention_of_what_is_left_over():
     draw = np.random.default_rng(0)
     tokens, score = draw.standard_normal((1, 5, 8)), np.array([[0.1, 0.3, 0.05, 0.4, 0.15]])
     state = TokenState.start(jnp.zeros((1, 1, 8)), jnp.array(tokens))
-    after = make_reducer("evit").keep(state, jnp.array(score), 3)
+    context = BlockContext(layer=1, shape=ViTShape((1, 5), 4, 8, 2), train=False, weights={})
+    reducer = make_reducer("evit", layers=(1,))
+    after = reducer.apply(state, jnp.array(score), Counts(2, 2, 0, 1), context)
     fused = 0.1 * tokens[0, 0] + 0.05 * tokens[0, 2] + 0.15 * tokens[0, 4]
     np.testing.assert_allclose(after.tokens[0], [tokens[0, 3], tokens[0, 1], fused], atol=1e-6)
     np.testing.assert_array_equal(after.assign, [[2, 1, 2, 0, 2]])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdm_jax import create_model
+from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.methods.iared2 import policy_loss, rewards
@@ -154,7 +154,7 @@ def test_weights_come_by_name():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="expected a class token"):
+    with pytest.raises(InputError, match="IARED2: .* needs a class token and the model has none"):
         REDUCER.check(ViTShape(grid=(2, 2), depth=3, width=8, num_heads=2, class_token=False))
     with pytest.raises(InputError, match=r"exploration must be in \[0, 0.5\); got 0.5"):
         make_reducer("iared2", exploration=0.5)

@@ -1,4 +1,4 @@
-"""K-Medoids: equal to its original, and to a slow reference."""
+"""K-Medoids: equal to its original, and to a slow reference. With `tdm_jax.reduction.medoids`."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction.methods.kmedoids import medoids
+from tdm_jax.reduction import ViTShape
+from tdm_jax.reduction.medoids import medoids
 
 
 @pytest.mark.golden
@@ -31,13 +32,22 @@ def test_against_the_reference(iterations):
         cost = weight * distance.sum(1)
         centres = [min(np.flatnonzero(joins == c), key=lambda i: cost[i]) for c in range(4)]
     run = jax.jit(medoids, static_argnums=(2, 3))
-    chosen, route = run(jnp.array(tokens)[None], jnp.array(weight)[None], 4, iterations)
-    np.testing.assert_array_equal(chosen[0], centres)
-    np.testing.assert_array_equal(route[0], distance[:, centres].argmin(1))
+    merge = run(jnp.array(tokens)[None], jnp.array(weight)[None], 4, iterations)
+    np.testing.assert_array_equal(merge.keep[0], centres)
+    np.testing.assert_array_equal(merge.route(13)[0], distance[:, centres].argmin(1))
+
+
+def test_equal_tokens_are_centres_of_their_own():
+    tokens = jnp.array([[[0.0], [0.0], [0.0], [5.0], [0.0]]])
+    for iterations in (0, 1, 3):
+        merge = medoids(tokens, jnp.array([[0.1, 0.4, 0.2, 0.25, 0.05]]), 3, iterations)
+        assert sorted(merge.keep[0].tolist() + merge.gone[0].tolist()) == list(range(5))
+        sizes = np.bincount(np.asarray(merge.route(5)[0]), minlength=3)
+        assert sorted(sizes.tolist()) == [1, 1, 3]
 
 
 def test_bad_settings():
-    with pytest.raises(InputError, match=r"layers must begin at 1: .*; got \(0, 3\)"):
-        make_reducer("kmedoids", layers=(0, 3))
+    with pytest.raises(InputError, match="in the block before .* layers from 1; got 0, 3"):
+        make_reducer("kmedoids", layers=(0, 3)).check(ViTShape((2, 3), 4, 8, 2))
     with pytest.raises(InputError, match="iterations must be at least 0; got -1"):
         make_reducer("kmedoids", iterations=-1)

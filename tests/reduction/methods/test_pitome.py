@@ -11,7 +11,7 @@ from tdm_jax.analysis import costs
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.pitome import with_ratio
+from tdm_jax.reduction.schedules import Schedule, at_equal_cost
 from tdm_jax.reduction.token_state import TokenState
 
 DEIT = ViTShape((14, 14), 12, 384, 6)
@@ -89,7 +89,7 @@ def test_a_keep_rate_costs_what_three_stages_of_it_cost():
     for rate in (0.9, 0.7, 0.5):
         one = seen(make_reducer("pitome", keep_rate=rate))
         assert abs(one / seen(make_reducer("topk", keep_rate=rate)) - 1) < 0.03
-    assert with_ratio(make_reducer("pitome", keep_rate=1.0), DEIT).ratio == 1
+    assert at_equal_cost(make_reducer("pitome", keep_rate=1.0).schedule, DEIT).ratio == 1
     assert make_reducer("pitome", ratio=0.9).at_keep_rate(0.7) == make_reducer(
         "pitome", keep_rate=0.7
     )
@@ -104,9 +104,13 @@ def test_macs_are_the_means_the_similarities_and_the_weighting():
 
 
 def test_at_most_half_merges():
-    with pytest.raises(InputError, match=r"PiToMe: ratio must be from 0\.5 to 1; got 0\.4"):
-        make_reducer("pitome", ratio=0.4)
-    with pytest.raises(InputError, match="one of ratio, counts and r; got ratio=0.9, counts=None"):
+    with pytest.raises(InputError, match="PiToMe: .*at most half .* at least 98; got 79"):
+        plan(make_reducer("pitome", ratio=0.4), DEIT)
+    with pytest.raises(InputError, match=r"PiToMe: ratio must be in \(0, 1\]; got 1\.1"):
+        make_reducer("pitome", ratio=1.1)
+    with pytest.raises(InputError, match="one of counts, r and ratio; got r=4, ratio=0.9"):
+        make_reducer("pitome").scheduled(Schedule(ratio=0.9, r=4))
+    with pytest.raises(InputError, match="expected one of .*; got r, ratio"):
         make_reducer("pitome", ratio=0.9, r=4)
     with pytest.raises(InputError, match="expected one of keep_rate.*; got keep_rate, ratio"):
         make_reducer("pitome", keep_rate=0.5, ratio=0.9)
@@ -114,9 +118,5 @@ def test_at_most_half_merges():
         make_reducer("pitome", r=99).check(DEIT)
     with pytest.raises(InputError, match="a count of at least 98; got 97"):
         plan(make_reducer("pitome", counts=(97,), layers=(1,)), DEIT)
-    assert [b.out for b in plan(make_reducer("pitome", r=3), ViTShape((1, 7), 4, 8, 2))] == [
-        4,
-        2,
-        1,
-        1,
-    ]
+    blocks = plan(make_reducer("pitome", r=3), ViTShape((1, 7), 4, 8, 2))
+    assert [block.out for block in blocks] == [4, 2, 1, 1]

@@ -6,8 +6,11 @@ import pytest
 
 from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import ViTShape, plan
-from tdm_jax.reduction.methods.ppt import PPT, importance, spread
+from tdm_jax.reduction import BlockContext, ViTShape, plan
+from tdm_jax.reduction.contract import Attention
+from tdm_jax.reduction.importance import ValueNorm
+from tdm_jax.reduction.methods.ppt import spread
+from tdm_jax.reduction.token_state import TokenState
 
 
 @pytest.mark.golden
@@ -25,7 +28,8 @@ def test_without_proportional_attention_equals_the_original(answer, golden):
 
 def compared(answer, golden, name, proportional):
     expected = golden(f"ppt_{name}")
-    reducer = PPT(
+    reducer = make_reducer(
+        "ppt",
         r=int(expected["r"]),
         layers=tuple(expected["layers"].tolist()),
         threshold=float(expected["threshold"]),
@@ -46,9 +50,20 @@ def compared(answer, golden, name, proportional):
 def test_the_score_and_its_spread_are_the_formula():
     draw = np.random.default_rng(0)
     row, values = draw.random((2, 3, 7)), draw.standard_normal((2, 7, 3, 4))
+
+    class Given(Attention):
+        def class_row(self):
+            return jnp.array(row, jnp.float32)
+
+        def values(self):
+            return jnp.array(values, jnp.float32)
+
     expected = row.sum(1) * np.linalg.norm(values.reshape(2, 7, 12), axis=-1)
     expected /= expected.sum(-1, keepdims=True)
-    score = importance(jnp.array(row, jnp.float32), jnp.array(values, jnp.float32))
+    shape = ViTShape((1, 7), 4, 12, 3)
+    context = BlockContext(layer=3, shape=shape, train=False, weights={}, attention=Given())
+    state = TokenState.start(jnp.zeros((2, 1, 12)), jnp.zeros((2, 7, 12)))
+    score = ValueNorm().measure(state, context, {})
     np.testing.assert_allclose(score, expected, rtol=1e-5)
     np.testing.assert_allclose(spread(score), expected.var(axis=-1, ddof=1), rtol=1e-4)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdm_jax import create_model
+from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import inverse_index
 from tdm_jax.ops.ordering import argtopk

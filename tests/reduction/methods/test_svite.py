@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tdm_jax import make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.token_state import TokenState

@@ -10,7 +10,7 @@ from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.tofu import largest
+from tdm_jax.reduction.averages import largest
 from tdm_jax.reduction.schedules import inflected, removals
 from tdm_jax.reduction.token_state import TokenState
 

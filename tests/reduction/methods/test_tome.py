@@ -11,7 +11,7 @@ from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
-from tdm_jax.reduction.methods.tome import with_constant_r
+from tdm_jax.reduction.schedules import at_equal_cost
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 DEIT = ViTShape((14, 14), 12, 384, 6)
@@ -83,8 +83,8 @@ def test_a_keep_rate_costs_what_three_stages_of_it_cost():
     for rate in (0.9, 0.7, 0.5):
         one = seen(make_reducer("tome", keep_rate=rate))
         assert abs(one / seen(make_reducer("topk", keep_rate=rate)) - 1) < 0.03
-    assert with_constant_r(make_reducer("tome", keep_rate=0.7), DEIT).r == 11
-    assert with_constant_r(make_reducer("tome", keep_rate=1.0), DEIT).r == 0
+    assert at_equal_cost(make_reducer("tome", keep_rate=0.7).schedule, DEIT).r == 11
+    assert at_equal_cost(make_reducer("tome", keep_rate=1.0).schedule, DEIT).r == 0
 
 
 def test_sizes_weigh_the_keys_once_something_has_merged():
