@@ -7,6 +7,7 @@ reduction.
 import ast
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,17 +90,20 @@ class Candidate:
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method's name and settings: `tdm/preset=published/neighbors=5`.
+    """A method's name and settings: `tdm/preset=published/neighbors=5`, `tome/layers=3-6-9`.
 
     Raises:
       InputError: a part is no `key=value`.
     """
     name, *parts = text.split("/")
-    settings = {}
+    settings: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")
         if not (key and equals):
             raise InputError(f"method {text!r}: expected name/key=value/...; got {part!r}")
+        if re.fullmatch(r"\d+(-\d+)+", value):
+            settings[key] = tuple(map(int, value.split("-")))
+            continue
         try:
             settings[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -31,6 +31,9 @@ class Result:
       top1_percent: accuracy; with several trainings their mean, beside its standard deviation
         `top1_spread` and `top1_each`.
       top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
+      agreement_percent, cosine, dense_cosine: how true the model stays to the unreduced one, see
+        `fidelity`, each with half the width of its 95% interval over images.
+      description: the method as every command takes it.
       tile, layers, counts: of a schedule of token counts, and which tile its sequences fill.
       parameters, macs: scalars, and multiply-adds for one image ("FLOPs" in the papers).
       flops_reduction_percent, flops_ratio: share of the unreduced model's multiply-adds that is
@@ -60,6 +63,13 @@ class Result:
     top5_percent: float | None = None
     loss: float | None = None
     examples: int | None = None
+    agreement_percent: float | None = None
+    agreement_percent_interval: float | None = None
+    cosine: float | None = None
+    cosine_interval: float | None = None
+    dense_cosine: float | None = None
+    dense_cosine_interval: float | None = None
+    description: str | None = None
     tile: int | None = None
     layers: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
@@ -145,6 +155,12 @@ COLUMNS: dict[str, Column] = {
         Column("top1_percent", "Top-1 (%)", lambda v: f"{v:.2f}", "top1_spread"),
         Column("top5_percent", "Top-5 (%)", lambda v: f"{v:.2f}"),
         Column("loss", "Loss", lambda v: f"{v:.4f}"),
+        Column(
+            "agreement_percent", "Agreement (%)", lambda v: f"{v:.1f}", "agreement_percent_interval"
+        ),
+        Column("cosine", "Cosine", lambda v: f"{v:.4f}", "cosine_interval"),
+        Column("dense_cosine", "Dense cosine", lambda v: f"{v:.4f}", "dense_cosine_interval"),
+        Column("description", "Description"),
         Column("examples", "Examples", lambda v: f"{v:,}"),
         Column("parameters", "Params (M)", lambda v: significant(v / 1e6)),
         Column("macs", "FLOPs (G)", lambda v: significant(v / 1e9)),

@@ -82,18 +82,21 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{i:04d}_{name}" for i, name in enumerate(short)]
 
 
-def read_examples(data_config: DataConfig, count: int, *, spread: bool = False) -> list[Picture]:
-    """Images of a data set's validation split; what cannot be read is left out, with a warning.
+def read_examples(
+    data_config: DataConfig, count: int, *, spread: bool = False, split: str = "validation"
+) -> list[Picture]:
+    """Images of a split of a data set; what cannot be read is left out, with a warning.
 
     Args:
       data_config: which data.
       count: how many, if there are so many.
       spread: take them evenly from the whole split instead of its first ones.
+      split: "validation" or "train".
 
     Raises:
       InputError: the data set, or not one of the images, can be read.
     """
-    records, transform = open_source(data_config, "validation"), EvalTransform(data_config)
+    records, transform = open_source(data_config, split), EvalTransform(data_config)
     count = min(count, len(records))
     stem = data_config.name.replace(":", "_").replace("/", "_")
     pictures = []

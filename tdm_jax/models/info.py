@@ -53,11 +53,14 @@ class Info:
     Attributes:
       token_counts: patch tokens that leave each block.
       features: all tokens after the final norm, prefix first.
+      pooled: what the head reads; of two heads the mean.
       assign: for each patch the final token that stands for it, -1 if it was dropped.
       size: patches that each final token stands for.
       kind: what each final token is made of (`TokenKind`).
       valid: 0 for empty slots of methods with an adaptive count, None where all are real.
       dropped_values: dropped patches' last values, through the final norm.
+      patches: each patch's own feature, through the final norm: its token's value with the details
+        that merging took from it; of a dropped patch its last value.
       stages: the source map after each block that changed it.
       intermediates: the tokens that leave the blocks that were asked for, in the order asked.
       carry: what the method carried to the end.
@@ -66,11 +69,13 @@ class Info:
 
     token_counts: tuple[int, ...] = struct.field(pytree_node=False)
     features: Float[Array, "b t d"]
+    pooled: Float[Array, "b k"]
     assign: Int[Array, "b p"]
     size: Float[Array, "b n"]
     kind: Int[Array, "b n"]
     valid: Float[Array, "b n"] | None
     dropped_values: Float[Array, "b p d"]
+    patches: Float[Array, "b p d"]
     stages: tuple[Stage, ...]
     intermediates: tuple[Intermediate, ...]
     carry: dict[str, Any]
@@ -92,7 +97,8 @@ def unmerge(
         values from elsewhere nobody knows: 0.
 
     Returns:
-      For each patch the value of the token that stands for it.
+      For each patch the value of the token that stands for it. (`info.patches` also has what tells
+      it from the others that the token stands for.)
 
     Raises:
       InputError: the values are not one for each final patch token.

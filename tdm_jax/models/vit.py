@@ -24,6 +24,7 @@ from tdm_jax.models.layers import Dense, LayerNorm, PatchEmbed, init
 from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.ops.activations import ACTIVATIONS
+from tdm_jax.ops.gathering import gather_tokens
 from tdm_jax.reduction import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenState
 
@@ -250,18 +251,24 @@ class VisionTransformer(nn.Module):
         state = self.reducer.finish(state, self.shape)
         norm = (lambda x: x) if self.fc_norm else self._norm("norm")
         features = norm(state.sequence())
-        out = self._heads(self._pooled(features, state, context), train)
+        pooled = self._pooled(features, state, context)
+        out = self._heads(pooled, train)
         if not return_info:
             return out
         dropped: Any = state.dropped_values  # kept for Info
-        return out, self._info(states, state, features, norm(dropped), intermediates)
+        own: Any = state.details
+        own = gather_tokens(state.tokens, jnp.maximum(state.assign, 0)) + own
+        own = norm(jnp.where((state.assign >= 0)[..., None], own, dropped))
+        return out, self._info(states, state, features, pooled, norm(dropped), own, intermediates)
 
     def _info(
         self,
         states: list[TokenState],
         final: TokenState,
         features: Float[Array, "b t d"],
+        pooled: tuple[Array, ...],
         dropped_values: Float[Array, "b p d"],
+        patches: Float[Array, "b p d"],
         intermediates: tuple[int, ...],
     ) -> Info:
         before, after = states[:-1], states[1:]
@@ -270,11 +277,13 @@ class VisionTransformer(nn.Module):
         return Info(
             token_counts=tuple(state.count for state in after),
             features=features,
+            pooled=pooled[0] if len(pooled) == 1 else (pooled[0] + pooled[1]) / 2,
             assign=final.assign,
             size=final.size,
             kind=final.kind,
             valid=final.valid,
             dropped_values=dropped_values,
+            patches=patches,
             stages=tuple(Stage.of(layer, after[layer]) for layer in acting),
             intermediates=tuple(Intermediate.of(layer, after[layer]) for layer in intermediates),
             carry=final.carry,

@@ -32,6 +32,23 @@ class Axis(NamedTuple):
     reverse: bool = False
 
 
+class Value(NamedTuple):
+    """What stands on the vertical axis, more being better.
+
+    Attributes:
+      key: field of a `Result`.
+      label: with its unit.
+      spread: field of its standard deviation, or of half its interval.
+    """
+
+    key: str
+    label: str
+    spread: str
+
+
+TOP1 = Value("top1_percent", "Top-1 accuracy (%)", "top1_spread")
+COSINE = Value("cosine", "Cosine with the unreduced model's feature", "cosine_interval")
+
 # Reduction grows from left to right, and the best place is the top right corner.
 AXES: dict[str, Axis] = {
     "keep_rate": Axis("keep_rate", "Keep rate", reverse=True),
@@ -54,31 +71,36 @@ class Point(NamedTuple):
 
 
 def collect(
-    rows: Sequence[Result], axis: Axis
+    rows: Sequence[Result], axis: Axis, value: Value = TOP1
 ) -> tuple[dict[str, tuple[int, list[Point]]], dict[str, Point]]:
     """Lines by name, each with its number and its points from left to right; references by name."""
     # What all rows share is no part of a name.
     telling = [k for k in ("model", "training") if len({getattr(row, k) for row in rows}) > 1]
     names = [_name(row, telling) for row in rows]
     # A method has the same number on every plot of the same rows, whatever a row lacks.
-    methods = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _has(row, "keep_rate"))
+    methods = dict.fromkeys(n for n, row in zip(names, rows, strict=True) if _reduces(row))
     numbers = {name: i for i, name in enumerate(methods)}
     lines: dict[str, tuple[int, list[Point]]] = {}
     references: dict[str, Point] = {}
     for name, row in zip(names, rows, strict=True):
-        if _has(row, "keep_rate", "top1_percent", axis.key):
-            lines.setdefault(name, (numbers[name], []))[1].append(_point(row, axis))
-        elif _is_reference(row, axis):
-            references[name] = _point(row, axis)
+        if _reduces(row) and _has(row, value.key, axis.key):
+            lines.setdefault(name, (numbers[name], []))[1].append(_point(row, axis, value))
+        elif _is_reference(row, axis, value):
+            references[name] = _point(row, axis, value)
     for _, points in lines.values():
         points.sort(key=lambda p: p.x, reverse=axis.reverse)
     return lines, references
 
 
-def _is_reference(row: Result, axis: Axis) -> bool:
+def _reduces(row: Result) -> bool:
+    # What is described in full has counts of its own instead of a keep rate.
+    return _has(row, "keep_rate") or _has(row, "description")
+
+
+def _is_reference(row: Result, axis: Axis, value: Value) -> bool:
     # Against the keep rate, which it does not have, a reference is a level.
     is_level = axis.key == "keep_rate"
-    return not _has(row, "keep_rate") and _has(row, "top1_percent", *[axis.key] * (not is_level))
+    return not _reduces(row) and _has(row, value.key, *[axis.key] * (not is_level))
 
 
 def _has(row: Result, *keys: str) -> bool:
@@ -90,7 +112,7 @@ def _name(row: Result, telling: Sequence[str]) -> str:
     return " ".join(getattr(row, key) for key in keys if known(getattr(row, key)))
 
 
-def _point(row: Any, axis: Axis) -> Point:
+def _point(row: Any, axis: Axis, value: Value) -> Point:
     x = low = high = math.nan
     if _has(row, axis.key):
         # One keep rate a stage: their mean stands for them.
@@ -99,10 +121,10 @@ def _point(row: Any, axis: Axis) -> Point:
         low, high = (float(end) / axis.scale for end in getattr(row, axis.spread))
     return Point(
         x,
-        row.top1_percent,
+        getattr(row, value.key),
         float(np.mean(row.keep_rate)) if _has(row, "keep_rate") else None,
         (max(0.0, x - low), max(0.0, high - x)),
-        row.top1_spread if _has(row, "top1_spread") else 0.0,
+        getattr(row, value.spread) if _has(row, value.spread) else 0.0,
     )
 
 

@@ -18,7 +18,7 @@ from tdm_jax.analysis.results import Result
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import replacing
 from tdm_jax.plotting import colors
-from tdm_jax.plotting.curves import AXES, Axis, Point, collect, pareto_front
+from tdm_jax.plotting.curves import AXES, TOP1, Axis, Point, Value, collect, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,9 +78,13 @@ def check_installed() -> None:
 
 
 def plot(
-    rows: Sequence[Result], against: str, title: str = "", size: tuple[float, float] = (7.2, 4.4)
+    rows: Sequence[Result],
+    against: str,
+    title: str = "",
+    size: tuple[float, float] = (7.2, 4.4),
+    value: Value = TOP1,
 ) -> "Figure":
-    """Plots accuracy against something, a line for each method.
+    """Plots accuracy, or another value, against something, a line for each method.
 
     Where the horizontal axis is a cost, the Pareto front of all rows lies behind the lines: the
     rows that no other beats in accuracy at no more cost. Its points show their keep rates.
@@ -90,6 +94,7 @@ def plot(
       against: one of `AXES`.
       title: "" for none.
       size: width and height in inches; on a smaller plot the text is larger beside the rest.
+      value: what stands on the vertical axis.
 
     Returns:
       A matplotlib figure; see `save`.
@@ -100,12 +105,12 @@ def plot(
     if against not in AXES:
         raise unknown("axis", against, AXES)
     axis = AXES[against]
-    lines, references = collect(rows, axis)
+    lines, references = collect(rows, axis, value)
     if not lines and not references:
-        raise InputError(f"plot: expected rows with top1_percent and {axis.key}; got none")
+        raise InputError(f"plot: expected rows with {value.key} and {axis.key}; got none")
     figure = _figure(size)
     axes = figure.add_subplot()
-    _frame(axes, axis, title)
+    _frame(axes, axis, value, title)
     ends = []
     for name, (index, points) in lines.items():
         look = Look.of(index)
@@ -113,7 +118,7 @@ def plot(
         ends.append((name, points[-1], look.label_color))
     for name, point in references.items():
         _draw_reference(axes, point)
-        ends.append((f"{name} {point.y:.1f}", point, _INK))
+        ends.append((f"{name} {point.y:.3g}", point, _INK))
     if axis.better:
         points = [point for _, line in lines.values() for point in line]
         _draw_front(axes, pareto_front([*points, *references.values()], axis.better))
@@ -148,9 +153,9 @@ def _figure(size: tuple[float, float]) -> "Figure":
     return Figure(figsize=size, layout="constrained", facecolor="white")
 
 
-def _frame(axes: "Axes", axis: Axis, title: str) -> None:
+def _frame(axes: "Axes", axis: Axis, value: Value, title: str) -> None:
     axes.set_xlabel(axis.label, color=_INK, loc="left")
-    axes.set_ylabel("Top-1 accuracy (%)", color=_INK)
+    axes.set_ylabel(value.label, color=_INK)
     if title:
         axes.set_title(title, loc="left", color=_INK, fontweight="bold", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

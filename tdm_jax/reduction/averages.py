@@ -28,7 +28,7 @@ class Average(Part):
         """Multiply-adds where n tokens become m; None for what a grouping counts for a mean."""
         return None
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         """Of each token in its group's mean.
@@ -57,7 +57,7 @@ class ByAttention(Average):
 
     by_score = True
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         return score
@@ -66,7 +66,7 @@ class ByAttention(Average):
 class Uniform(Average):
     """Every token counts once, however many patches it stands for."""
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         return jnp.ones_like(state.size)
@@ -75,7 +75,7 @@ class Uniform(Average):
 class BySize(Average):
     """The mean over patches (ToMe)."""
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         return state.size
@@ -86,7 +86,7 @@ class ByBoth(Average):
 
     by_score = True
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         return state.size * score
@@ -95,7 +95,7 @@ class ByBoth(Average):
 class AsCounted(Average):
     """By size where tokens count so in the attention, else each once (ATC)."""
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         return state.size if proportional else jnp.ones_like(state.size)
@@ -114,9 +114,7 @@ class Centre(Uniform):
         weight: Float[Array, "b n"],
         context: BlockContext,
     ) -> TokenState:
-        merged = super().apply(state, groups, weight, context)
-        keep = jnp.concatenate([group.keep for group in groups], axis=1)
-        return merged.replace(tokens=state.gather(keep))
+        return state.merge(groups, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,12 +122,16 @@ class Scored(Average):
     """By `exp(w x + b)` of the token x, learned (TCFormer, equation 4).
 
     Attributes:
-      scored_size: whether times the size.
+      weight: what it is multiplied by: "uniform" for 1, or "size".
     """
 
     learned: ClassVar[bool] = True
 
-    scored_size: bool = False
+    weight: str = "uniform"
+
+    def validate(self, title: str) -> None:
+        if self.weight not in ("uniform", "size"):
+            raise unknown(f"{title} weight", self.weight, ("uniform", "size"))
 
     def macs(self, n: int, m: int, layer: int, shape: ViTShape) -> int | None:
         return 2 * n * shape.width  # the scores, and the means
@@ -141,13 +143,13 @@ class Scored(Average):
         names = {"score.weight": "kernel", "score.bias": "bias"}
         return import_stages(owner, arrays, "cluster_layers", names)
 
-    def weight(
+    def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
         logit = (state.tokens.astype(jnp.float32) @ weights["kernel"] + weights["bias"])[..., 0]
         # A factor that all tokens share leaves every mean as it is.
         logit = logit - jax.lax.stop_gradient(logit.max(axis=-1, keepdims=True))
-        return jnp.exp(logit) * (state.size if self.scored_size else 1)
+        return jnp.exp(logit) * (state.size if self.weight == "size" else 1)
 
 
 STRATEGIES = ("prune", "mean", "tofu", "mlerp")

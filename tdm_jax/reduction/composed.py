@@ -21,7 +21,7 @@ from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.averages import Average, ByAttention
 from tdm_jax.reduction.contract import BlockContext, KeyMask, Reducer, ViTShape, Weights, plan
 from tdm_jax.reduction.decoupling import Counts, Decoupling
-from tdm_jax.reduction.groupings import DensityPeaks, Grouping
+from tdm_jax.reduction.groupings import DensityPeaks, Grouping, Members
 from tdm_jax.reduction.importance import Importance, Preferred, check_importance
 from tdm_jax.reduction.learned import key_mask
 from tdm_jax.reduction.matching import match
@@ -311,13 +311,18 @@ class Composed(StageReducer):
         """
         n, k = state.count, counts.attentive
         weights = self._weights(self.stage(context), context)
-        weight = self.average.weight(state, score, weights, self.proportional_attention)
+        weight = self.average.weigh(state, score, weights, self.proportional_attention)
+
+        def members(index: Int[Array, "b m"] | None, prefix: int = 0) -> Members:
+            vectors = self.metric.of(state, context, weights, index)
+            if index is None:
+                return Members(vectors, score, state.size, context, prefix)
+            size = gather_tokens(state.size, index)
+            return Members(vectors, gather_tokens(score, index), size, context)
+
         if not k:
-            vectors = self.metric.of(state, context, weights, None)
-            prefix = context.shape.prefix
-            grouped = self._grouped(vectors, counts.clusters, score, context, prefix)
-            merged = self.average.apply(state, [grouped], weight, context)
-            return self._marked(merged, 0)
+            grouped = self._grouped(members(None, context.shape.prefix), counts.clusters)
+            return self._marked(self.average.apply(state, [grouped], weight, context), 0)
         part: Any = self.importance
         priority = part.priority(score, k)
         if not counts.clusters and counts.matched == k:
@@ -328,42 +333,25 @@ class Composed(StageReducer):
         attentive, rest = order[:, :k], order[:, k:]
         if self.grouping is not None and self.grouping.by_place:
             rest = jnp.sort(rest, axis=1)
-        vectors = self.metric.of(state, context, weights, attentive)
-        scores = gather_tokens(score, attentive)
-        groups = [self._matched(vectors, counts.matched, scores, context).of(attentive)]
+        groups = [self._matched(members(attentive), counts.matched).of(attentive)]
         if counts.clusters:
-            vectors = self.metric.of(state, context, weights, rest)
-            scores = gather_tokens(score, rest)
-            groups.append(self._grouped(vectors, counts.clusters, scores, context).of(rest))
+            groups.append(self._grouped(members(rest), counts.clusters).of(rest))
         merged = self._marked(self.average.apply(state, groups, weight, context), counts.matched)
         if not counts.fused:
             return merged
         left_over = jnp.where(inverse_index(attentive, n) < 0, score, 0.0)
         return merged.append(weighted_sum(left_over[..., None], state.tokens), TokenKind.FUSED)
 
-    def _grouped(
-        self,
-        vectors: Float[Array, "b m k"],
-        count: int,
-        score: Float[Array, "b m"],
-        context: BlockContext,
-        prefix: int = 0,
-    ) -> Merge:
+    def _grouped(self, members: Members, count: int) -> Merge:
         grouping: Any = self.grouping
-        return grouping.merge(vectors, count, score, context, prefix)
+        return grouping.merge(members, count)
 
-    def _matched(
-        self,
-        vectors: Float[Array, "b k c"],
-        count: int,
-        score: Float[Array, "b k"],
-        context: BlockContext,
-    ) -> Merge:
-        if count == vectors.shape[1]:
-            return Merge.all(vectors)
+    def _matched(self, members: Members, count: int) -> Merge:
+        if count == members.metric.shape[1]:
+            return Merge.all(members.metric)
         if self.decoupling.merge == "match":
-            return match(vectors, count)
-        return self._grouped(vectors, count, score, context)
+            return match(members.metric, count)
+        return self._grouped(members, count)
 
     def _marked(self, state: TokenState, kept: int) -> TokenState:
         """The state whose tokens behind the first `kept` are clusters, if a grouping makes such."""

@@ -48,8 +48,8 @@ PUBLISHED = {
 }
 PRESETS = ("default", "published", "importance", "diversity", "frozen")
 MERGES = ("match", "cluster")
-# Share of what a stage leaves that the frozen preset keeps as it is.
-PROTECTED = 0.3
+# Share of what a stage leaves that a preset keeps as it is, where it says so.
+PROTECTED = {"importance": 1.0, "diversity": 0.0, "frozen": 0.3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,10 @@ class Decoupling(Part):
     Attributes:
       preset: "default" derives all rates from the keep rate; "published" has the authors' (keep
         rates 0.7, 0.6, ... 0.2); "importance" only drops the inattentive, "diversity" only groups
-        all tokens: the paper's two poles; "frozen" keeps three tenths of what it leaves as they
-        are, and groups the others (docs/methods.md).
+        all tokens: the paper's two poles; "frozen" lies between them (`methods.tdm`).
+      protected: share of what a stage leaves that are attentive tokens, kept as they are, while the
+        others make up the rest: 1 for the importance pole, 0 for the diversity pole, 0.3 for the
+        frozen preset. None for the preset's; of the default and published ones the rates decide.
       attentive_rate: share of the tokens that is attentive; None for the preset's.
       match_rate: share of the attentive that their merging leaves; None for the preset's.
       cluster_rate: clusters per inattentive token; None for the preset's. If given, the count of a
@@ -72,6 +74,7 @@ class Decoupling(Part):
     """
 
     preset: str = "default"
+    protected: float | None = None
     attentive_rate: float | None = None
     match_rate: float | None = None
     cluster_rate: float | None = None
@@ -83,8 +86,15 @@ class Decoupling(Part):
             raise unknown(f"{title} preset", self.preset, PRESETS)
         if self.attentive_merge not in (None, *MERGES):
             raise unknown(f"{title} attentive_merge", self.attentive_merge, MERGES)
-        for name in ("attentive_rate", "match_rate", "cluster_rate"):
+        for name in ("protected", "attentive_rate", "match_rate", "cluster_rate"):
             self.demand(title, name, 0 <= (getattr(self, name) or 0) <= 1, "be in [0, 1]")
+        rates = [n for n in ("attentive_rate", "match_rate", "cluster_rate") if getattr(self, n)]
+        if self.share is not None and rates:
+            raise InputError(
+                f"{title}: a share that is protected decides the counts (preset "
+                f"{self.preset!r}, protected={self.share:g}); expected {' and '.join(rates)} with "
+                "preset='default'"
+            )
         if self.merge == "match" and self.match_rate is not None and self.match_rate < 0.5:
             raise InputError(
                 f"{title}: matching merges at most every second attentive token; expected "
@@ -93,14 +103,19 @@ class Decoupling(Part):
             )
 
     @property
+    def share(self) -> float | None:
+        """The share that is protected; None where rates decide."""
+        return PROTECTED.get(self.preset) if self.protected is None else self.protected
+
+    @property
     def drops(self) -> bool:
         """Whether inattentive tokens are left out, but for a fused token."""
-        return self.preset == "importance"
+        return self.share == 1
 
     @property
     def groups_all(self) -> bool:
         """Whether no token is attentive."""
-        return self.preset == "diversity"
+        return self.share == 0
 
     @property
     def merge(self) -> str:
@@ -125,20 +140,16 @@ class Decoupling(Part):
         Raises:
           InputError: the published preset has no settings for this keep rate.
         """
-        if self.preset == "published":
+        if self.share is not None:
+            kept = self.share * keep_rate
+            rates = Rates(kept, 1.0, (keep_rate - kept) / max(1 - kept, 1e-9), False)
+        elif self.preset == "published":
             if keep_rate not in PUBLISHED:
                 raise InputError(
                     f"{title}: preset 'published' has keep rates {', '.join(map(str, PUBLISHED))}; "
                     f"got {keep_rate}"
                 )
             rates = PUBLISHED[keep_rate]
-        elif self.drops:
-            rates = Rates(keep_rate, 1.0, 0.0, False)
-        elif self.groups_all:
-            rates = Rates(0.0, 1.0, keep_rate, False)
-        elif self.preset == "frozen":
-            kept = PROTECTED * keep_rate
-            rates = Rates(kept, 1.0, (keep_rate - kept) / max(1 - kept, 1e-9), False)
         else:
             match = 1 - (1 - keep_rate) / 4
             cluster = keep_rate / 2
@@ -168,7 +179,7 @@ class Decoupling(Part):
             matched = ceil(rates.match * attentive)
             clusters = ceil(rates.cluster * inattentive)
             return self._possible(title, Counts(attentive, matched, clusters, fused))
-        least = 1 if self.drops or self.groups_all else 2
+        least = 2 if self.share is None else 1
         if exact:
             target -= fused
             if target < least:
@@ -177,10 +188,9 @@ class Decoupling(Part):
                     f"{title} leaves at least {least + fused} tokens{last}; got {target + fused}"
                 )
         target = min(max(least, target), n)
-        if self.drops:
-            return Counts(target, target, 0, fused)
-        if self.groups_all:
-            return Counts(0, 0, target, fused)
+        if self.share is not None:
+            kept = target if self.drops else min(ceil(self.share * target), target - 1)
+            return Counts(kept, kept, target - kept, fused)
         matched = min(ceil(rates.match * attentive), target - 1)
         clusters = min(target - matched, inattentive)
         return self._possible(title, Counts(attentive, target - clusters, clusters, fused))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -18,8 +18,26 @@ from tdm_jax.reduction.medoids import medoids
 from tdm_jax.reduction.parts import Part
 
 
+class Members(NamedTuple):
+    """The tokens to be grouped: all of a stage, or those that are on one side.
+
+    Attributes:
+      metric: their vectors; the most important first, or in the order in which they stand.
+      score: importance; 1 where the method has none.
+      size: how many patches each stands for.
+      context: of the stage.
+      prefix: tokens in front of them.
+    """
+
+    metric: Float[Array, "b n k"]
+    score: Float[Array, "b n"]
+    size: Float[Array, "b n"]
+    context: BlockContext
+    prefix: int = 0
+
+
 class Grouping(Part):
-    """Groups vectors."""
+    """Groups tokens."""
 
     # Whether a group stands for what it is made of as a cluster, alone or not.
     makes_clusters: ClassVar[bool] = False
@@ -43,23 +61,8 @@ class Grouping(Part):
         """Multiply-adds of the groups' means."""
         return (n + shape.prefix * self.with_prefix) * shape.width
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        """Groups tokens.
-
-        Args:
-          metric: their vectors; the most important first, or in order of position.
-          count: how many groups.
-          score: importance; 1 where the method has none.
-          context: of the stage.
-          prefix: tokens in front of them, of what they are a part.
-        """
+    def merge(self, members: Members, count: int) -> Merge:
+        """Groups tokens into `count` groups."""
         raise NotImplementedError
 
 
@@ -83,22 +86,27 @@ class DensityPeaks(Grouping):
         # As the authors' logs have it: the statistics of the distances.
         return 3 * n + 2 * n * n + 7
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        return density_peaks(metric, count, self.neighbors)
+    def merge(self, members: Members, count: int) -> Merge:
+        return density_peaks(members.metric, count, self.neighbors)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Bipartite(Grouping):
-    """Every second token, by place, may join the most alike of those between (ToMe)."""
+    """Every second token, by place, may join the most alike of those between (ToMe).
 
-    with_prefix = True
-    by_place = True
+    Attributes:
+      size_power: how much large tokens are left alone: `1 - cos` times
+        `(s_a s_b / (s_a + s_b))^size_power` is least for what merges, with sizes s. At 0 sizes do
+        not matter; at 1 it is Ward's criterion for unit vectors.
+    """
+
+    with_prefix: ClassVar[bool] = True
+    by_place: ClassVar[bool] = True
+
+    size_power: float = 0.0
+
+    def validate(self, title: str) -> None:
+        self.demand(title, "size_power", self.size_power >= 0, "be at least 0")
 
     def fewest(self, n: int) -> int:
         return n - n // 2
@@ -106,15 +114,10 @@ class Bipartite(Grouping):
     def macs(self, n: int, width: int, shape: ViTShape) -> int:
         return matching_macs(n + shape.prefix, width)
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        return by_similarity(metric, prefix, metric.shape[1] - count)
+    def merge(self, members: Members, count: int) -> Merge:
+        merging = members.metric.shape[1] - count
+        size = members.size if self.size_power else None
+        return by_similarity(members.metric, members.prefix, merging, size, self.size_power)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,15 +137,9 @@ class EnergyMatching(Grouping):
         # The similarities, and the energies.
         return n * n * width + n
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        layer, depth, n = context.layer, context.shape.depth, metric.shape[1]
+    def merge(self, members: Members, count: int) -> Merge:
+        metric, layer = members.metric, members.context.layer
+        depth, n = members.context.shape.depth, metric.shape[1]
         similarity = cosine_similarity(metric, metric)
         margin = self.margin - self.margin * layer / depth
         rank = argtopk(energy(similarity, margin), n)
@@ -167,15 +164,8 @@ class Agglomeration(Grouping):
     def macs(self, n: int, width: int, shape: ViTShape) -> int:
         return n * n * width  # the similarities
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        return clusters(cosine_distance(metric), count, self.linkage)
+    def merge(self, members: Members, count: int) -> Merge:
+        return clusters(cosine_distance(members.metric), count, self.linkage)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,15 +188,8 @@ class Medoids(Grouping):
         # Distances count nothing; the weights times the sums of distances do, in every round.
         return self.iterations * n
 
-    def merge(
-        self,
-        metric: Float[Array, "b n k"],
-        count: int,
-        score: Float[Array, "b n"],
-        context: BlockContext,
-        prefix: int,
-    ) -> Merge:
-        return medoids(metric, score, count, self.iterations)
+    def merge(self, members: Members, count: int) -> Merge:
+        return medoids(members.metric, members.score, count, self.iterations)
 
 
 GROUPINGS: dict[str, Grouping] = {

@@ -21,19 +21,31 @@ def halves(prefix: int) -> tuple[int, int]:
     return prefix % 2, 1 - prefix % 2
 
 
-def by_similarity(metric: Float[Array, "b n k"], prefix: int, merging: int) -> Merge:
+def by_similarity(
+    metric: Float[Array, "b n k"],
+    prefix: int,
+    merging: int,
+    size: Float[Array, "b n"] | None = None,
+    size_power: float = 0.0,
+) -> Merge:
     """Merges the patches of A that are most alike to one of B, by cosine.
 
     Args:
       metric: what is compared.
       prefix: tokens in front of the patches.
       merging: how many of A merge.
+      size: of the tokens, where large ones are to be left alone.
+      size_power: how much, see `groupings.Bipartite`.
 
     Returns:
       What is left of A, then B, both by position.
     """
     a, b = halves(prefix)
     similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
+    if size is not None:
+        own, other = size[:, a::2, None], size[:, None, b::2]
+        joint = own * other / jnp.maximum(own + other, 1e-6)
+        similarity = (similarity - 1) * joint**size_power
     left, gone = split_best(similarity.max(axis=-1), merging)
     others = similarity.shape[2]
     return Merge(

@@ -24,6 +24,9 @@ PLACES = {
     "later_thirds": (1 / 3, 2 / 3),
 }
 
+# Where the runs begin that last to the end.
+RUNS = {"all": 0.0, "from_sixth": 1 / 6}
+
 Layers = tuple[int, ...] | str
 
 
@@ -36,7 +39,8 @@ class Schedule:
         one for each.
       layers: the blocks with a stage, from 0, ascending; "quarters" for those at a quarter, a half
         and three quarters of the depth (3, 6 and 9 of 12), "thirds" for 0, 4 and 8 of 12,
-        "later_thirds" for 4 and 8; "all" for every block.
+        "later_thirds" for 4 and 8; "from_sixth" for every block from a sixth of the depth on (2 of
+        12), "all" for every block.
       counts: patch tokens that leave each stage, instead of what follows from the keep rate; or the
         name of counts that DiffRate published, of `diffrate_counts.PUBLISHED`, which are of all
         blocks and are carried to the model's patches.
@@ -69,14 +73,14 @@ class Schedule:
         """Raises InputError, in the name of a method, unless every setting is in range."""
         demand = functools.partial(_demand, title, self)
         if isinstance(self.layers, str):
-            if self.layers not in ("all", *PLACES):
-                raise unknown(f"{title} layers", self.layers, ("all", *PLACES))
+            if self.layers not in (*RUNS, *PLACES):
+                raise unknown(f"{title} layers", self.layers, (*RUNS, *PLACES))
         else:
             ascending = isinstance(self.layers, tuple)
             ascending = ascending and list(self.layers) == sorted(set(self.layers))
             ascending = ascending and min(self.layers, default=0) >= 0
-            places = f"be ascending block indices from 0, 'all', {' or '.join(map(repr, PLACES))}"
-            demand("layers", ascending, places)
+            names = ", ".join(map(repr, (*RUNS, *PLACES)))
+            demand("layers", ascending, f"be ascending block indices from 0, or one of {names}")
         self._check_lengths(title)
         demand("keep_rate", all(0 < rate <= 1 for rate in self.rates), "be in (0, 1]")
         demand("ratio", self.ratio is None or 0 < self.ratio <= 1, "be in (0, 1]")
@@ -134,8 +138,8 @@ class Schedule:
 
     @property
     def number(self) -> int | None:
-        """How many stages there are; None where every block of a model is one."""
-        if self.layers == "all" or isinstance(self.counts, str):
+        """How many stages there are; None where that depends on the model's depth."""
+        if self.layers in RUNS or isinstance(self.counts, str):
             return None
         return len(PLACES[self.layers]) if isinstance(self.layers, str) else len(self.layers)
 
@@ -180,8 +184,10 @@ class Schedule:
 
     def stages(self, shape: ViTShape) -> tuple[int, ...]:
         """The blocks with a stage."""
-        if self.layers == "all" or isinstance(self.counts, str):
+        if isinstance(self.counts, str):
             return tuple(range(shape.depth))
+        if self.layers in RUNS:
+            return tuple(range(int(shape.depth * RUNS[str(self.layers)] + 1e-9), shape.depth))
         if isinstance(self.layers, str):
             # Shallow models have fewer blocks than places.
             places = PLACES[self.layers]

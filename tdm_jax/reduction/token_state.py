@@ -44,6 +44,8 @@ class TokenState(struct.PyTreeNode):
       valid: 1 for a real token, 0 for an empty or masked slot; None where all are real. Float,
         so that the gradient of a straight-through mask can pass.
       dropped_values: the value each dropped patch had when it was dropped; None unless asked for.
+      details: what merging took from each patch: the sum, over all merges, of its token before less
+        the one after; 0 for dropped ones from then on. None unless asked for.
       carry: what a method hands from one block to the next.
       moved: whether a token may stand elsewhere than the patch of the same number.
     """
@@ -55,6 +57,7 @@ class TokenState(struct.PyTreeNode):
     kind: Int[Array, "b n"]
     valid: Float[Array, "b n"] | None = None
     dropped_values: Float[Array, "b p d"] | None = None
+    details: Float[Array, "b p d"] | None = None
     carry: dict[str, Any] = struct.field(default_factory=dict)
     moved: bool = struct.field(pytree_node=False, default=False)
 
@@ -74,6 +77,7 @@ class TokenState(struct.PyTreeNode):
             size=jnp.ones(shape, jnp.float32),
             kind=jnp.full(shape, TokenKind.KEPT),
             dropped_values=jnp.zeros_like(tokens) if keep_dropped else None,
+            details=jnp.zeros_like(tokens) if keep_dropped else None,
         )
 
     @property
@@ -136,11 +140,14 @@ class TokenState(struct.PyTreeNode):
         joined = one_hot(route, tokens.shape[1])  # [b, n, m]
         alive = self.assign >= 0
         moved = gather_tokens(route, jnp.maximum(self.assign, 0))
-        dropped_values = self.dropped_values
-        if dropped_values is not None:
+        dropped_values, details = self.dropped_values, self.details
+        if dropped_values is not None and details is not None:
             dropped = alive & (moved < 0)
             before = gather_tokens(self.tokens, jnp.maximum(self.assign, 0))
             dropped_values = jnp.where(dropped[..., None], before, dropped_values)
+            after = gather_tokens(tokens.astype(before.dtype), jnp.maximum(moved, 0))
+            stays = (alive & (moved >= 0))[..., None]
+            details = jnp.where(stays, details + (before - after), 0)
         return self.replace(
             tokens=tokens.astype(self.tokens.dtype),
             assign=jnp.where(alive, moved, -1),
@@ -148,6 +155,7 @@ class TokenState(struct.PyTreeNode):
             kind=kind,
             valid=valid,
             dropped_values=dropped_values,
+            details=details,
             moved=True,
         )
 
@@ -162,12 +170,12 @@ class TokenState(struct.PyTreeNode):
         state = self.replace_tokens(x[:, s:], route, gather_tokens(self.kind, index), valid)
         return state.replace(prefix=x[:, :s])
 
-    def merge(self, groups: Sequence[Merge], weight: Float[Array, "b n"]) -> "TokenState":
+    def merge(self, groups: Sequence[Merge], weight: Float[Array, "b n"] | None) -> "TokenState":
         """Keeps some tokens, averages others into them, and drops the rest.
 
         Args:
           groups: which; no token is in two of them.
-          weight: of each token in an average.
+          weight: of each token in an average; None for no average: what others join stays as it is.
 
         Returns:
           The state whose tokens are each group's `keep`, in that order; MATCHED where others
@@ -176,7 +184,11 @@ class TokenState(struct.PyTreeNode):
         s = self.prefix.shape[1]
         merge = functools.reduce(Merge.beside, groups)
         route = merge.route(self.count)
-        x = merge_groups(self.sequence(), weight, groups, route)
+        if weight is None:
+            kept = jnp.concatenate([leading_indices(s, merge.keep), s + merge.keep], axis=1)
+            x = gather_sequence(self.sequence(), kept)
+        else:
+            x = merge_groups(self.sequence(), weight, groups, route)
         joined = one_hot(merge.into, merge.keep.shape[1], bool).any(axis=1)
         kind = jnp.where(joined, TokenKind.MATCHED, gather_tokens(self.kind, merge.keep))
         return self.replace_tokens(x[:, s:], route, kind).replace(prefix=x[:, :s])

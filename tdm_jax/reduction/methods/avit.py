@@ -130,7 +130,8 @@ class AViT(Reducer):
         }
         if last:
             output = carry.pop("output").astype(state.tokens.dtype)
-            whole = TokenState.start(output[:, :s], output[:, s:])
+            kept = state.dropped_values is not None
+            whole = TokenState.start(output[:, :s], output[:, s:], kept)
             return whole.replace(dropped_values=state.dropped_values, carry=carry)
         valid = gather_tokens(goes_on[:, s:], index)
         tokens = grid if slots == patches else gather_tokens(grid, index)

@@ -148,9 +148,8 @@ class EvoViT(StageReducer):
             shared = gather_tokens(state.size, stand)[..., None] > 1
             changed = jnp.where(shared, home + changed - gather_tokens(start, stand), changed)
         tokens = jnp.where((state.assign >= 0)[..., None], changed, home)
-        return TokenState.start(state.prefix, tokens).replace(
-            dropped_values=state.dropped_values, carry=carry
-        )
+        again = TokenState.start(state.prefix, tokens, state.dropped_values is not None)
+        return again.replace(dropped_values=state.dropped_values, carry=carry)
 
     def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
         if self.head == "class":
