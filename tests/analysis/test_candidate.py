@@ -57,7 +57,7 @@ def test_every_method_runs_at_every_rate_and_what_has_none_once():
     assert [candidate.label for candidate in candidates] == [
         *("none", "topk 0.7", "topk 0.5", "evit 0.3")
     ]
-    assert candidates[-1].model.reducer.layers == (1,)
+    assert candidates[-1].model.reducer.schedule.layers == (1,)
 
 
 def test_methods_with_settings():
@@ -75,7 +75,7 @@ def test_a_keep_rate_and_layers_are_for_methods_with_stages():
         candidate = make_candidate(DEIT, method, 0.5, layers=(3,))
         staged = issubclass(reducer, StageReducer)
         assert candidate.keep_rate == (0.5 if staged else None)
-        assert not staged or candidate.model.reducer.layers == (3,)
+        assert not staged or candidate.model.reducer.schedule.layers == (3,)
 
 
 def test_a_checkpoint_is_read_once_for_all_methods(saved, plain):

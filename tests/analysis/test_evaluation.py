@@ -96,7 +96,7 @@ def test_adaptive_methods_are_calibrated_and_the_others_stay(make):
     assert evaluation.calibrated(candidates, 0) == candidates
     none, topk, ats = evaluation.calibrated(candidates, 2)
     assert [none.model, topk.model] == [candidates[0].model, candidates[1].model]
-    assert ats.model.reducer.counts is not None
+    assert ats.model.reducer.schedule.counts is not None
     assert ats.model.schedule[-1].out < candidates[2].model.schedule[-1].out
 
 

@@ -21,7 +21,7 @@ def test_every_schedule_fills_its_tile_within_the_limit():
     for tile, reducer in by_tile.items():
         assert costs.count(DEIT.clone(reducer=reducer)).macs <= LIMIT
         # 196 patches are all there are: nothing fills a tile beyond them.
-        assert all((count + 1) % tile == 0 or count == 196 for count in reducer.counts)
+        assert all((count + 1) % tile == 0 or count == 196 for count in reducer.schedule.counts)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ class TestArchitecture:
             GOLDENS / "hf_vit", "evit", 0.7, layers=(2, 4), dtype=jnp.bfloat16, drop_path=0.1
         )
         assert (model.dtype, model.drop_path) == (jnp.bfloat16, 0.1)
-        assert model.reducer.layers == (2, 4)
+        assert model.reducer.schedule.layers == (2, 4)
         with pytest.raises(InputError, match="did you mean 'drop_path'"):
             load_pretrained(GOLDENS / "hf_vit", droppath=0.1)
 

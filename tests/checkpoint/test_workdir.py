@@ -52,7 +52,7 @@ def test_with_another_reducer_or_none(write, tmp_path):
     write(1, reducer=LEARNED)
     plain, variables = load_pretrained(tmp_path, "none")
     assert "reducer" not in variables["params"]
-    assert load_pretrained(tmp_path, "topk", layers=(2,))[0].reducer.layers == (2,)
+    assert load_pretrained(tmp_path, "topk", layers=(2,))[0].reducer.schedule.layers == (2,)
     model, variables = load_pretrained(tmp_path, keep_rate=0.75)
     assert model.reducer == make_reducer(LEARNED, keep_rate=0.75, layers=(1,))
     assert "reducer" in variables["params"]

@@ -35,8 +35,6 @@ import numpy as np
 import optax
 from absl import app, flags
 from ml_collections import ConfigDict
-from tdm_jax.reduction.cluster import SoftClusterReducer
-from tdm_jax.reduction.prune import PruneReducer
 
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data import eval_batches, make_config
@@ -46,6 +44,7 @@ from tdm_jax.reduction import Reducer, make_reducer
 from tdm_jax.reduction.methods.avit import AViT
 from tdm_jax.reduction.methods.iared2 import rewards
 from tdm_jax.reduction.original_weights import stage_name
+from tdm_jax.reduction.soft_clusters import SoftClusters
 from tdm_jax.reduction.token_state import TokenKind
 from tdm_jax.training.config import default_config
 from tdm_jax.training.loop import train_and_evaluate
@@ -151,12 +150,14 @@ def measure(name: str, base: Path, workdir: Path) -> Learned:
             return (info.carry["depth"] + info.carry["remainder"]).mean()
         if name == "iared2":
             right = logits.argmax(-1) == labels.argmax(-1)
-            return -rewards(right, info.carry["kept"], reducer.penalty).mean()
+            return -rewards(right, info.carry["kept"], reducer.importance.penalty).mean()
         answer = unreduced.apply(teacher, images, return_info=True)
         own = sum(reducer.losses(info, logits, labels, answer).values())
         return own + optax.losses.softmax_cross_entropy(logits, labels).mean()
 
-    select = jax.jit(functools.partial(kept, model, images=images))
+    # What the score itself prefers, whatever becomes of the rest.
+    alone = make_reducer(name.removesuffix("+tdm"), **settings(name))
+    select = jax.jit(functools.partial(kept, model.clone(reducer=alone), images=images))
     rival = fresh
     if reducer.learned:
         rival = {"params": {**trained["params"], "reducer": fresh["params"]["reducer"]}}
@@ -188,20 +189,17 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 def kept(model: Any, params: Any, images: jax.Array) -> jax.Array:
     """How much a method keeps of each patch, [b, p, 1], or [b, p, m] in each of m clusters."""
     reducer = model.reducer
-    if isinstance(reducer, SoftClusterReducer):
-        layer = reducer.layers[0]
+    if isinstance(reducer, SoftClusters):
+        layer = reducer.schedule.layers[0]
         watched = model.clone(reducer=Watch(layer=layer))
         _, info = watched.apply(params, images, return_info=True)
-        pooling = reducer.pooling(model.schedule[layer].out)
+        pooling = reducer.shares.module(model.schedule[layer].out)
         own = params["params"]["reducer"][stage_name(0)]
         return pooling.apply({"params": own}, info.carry["tokens"])[0]
-    if isinstance(reducer, PruneReducer):
-        # What the score itself prefers, whatever becomes of the rest.
-        model = model.clone(reducer=dataclasses.replace(reducer, merger=None))
     _, info = model.apply(params, images, return_info=True)
     if isinstance(reducer, AViT):
         return info.carry["depth"][:, info.prefix :, None]
-    stage = next(stage for stage in info.stages if stage.layer == reducer.layers[-1])
+    stage = next(stage for stage in info.stages if stage.layer == reducer.schedule.layers[-1])
     alone = gather_tokens(stage.kind, jnp.maximum(stage.assign, 0)) == TokenKind.KEPT
     return ((stage.assign >= 0) & alone)[..., None].astype(jnp.float32)
 

@@ -162,7 +162,7 @@ def test_averages_against_their_definitions():
     assert expected.keys() == AVERAGES.keys()
     for name, pair in expected.items():
         for proportional, value in enumerate(pair):
-            got = AVERAGES[name].weight(state, jnp.array(score), weights, bool(proportional))
+            got = AVERAGES[name].weigh(state, jnp.array(score), weights, bool(proportional))
             got = got / got.sum(1, keepdims=True)  # a common factor makes no other mean
             np.testing.assert_allclose(got, value / value.sum(1, keepdims=True), rtol=1e-5)
 
@@ -175,7 +175,7 @@ def test_a_group_becomes_its_mean_and_a_centre_stays(average):
     context, state = stage(reducer), TokenState.start(PREFIX, TOKENS)
     _, score = reducer.score(state, context)
     weights = context.weights.get("stage_0", {})
-    weight = np.asarray(reducer.average.weight(state, score, weights, False))
+    weight = np.asarray(reducer.average.weigh(state, score, weights, False))
     centres = run(make_reducer("tdm", average="centre", **settings))
     np.testing.assert_array_equal(after.assign, centres.assign)
     grew = 0

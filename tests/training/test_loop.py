@@ -228,7 +228,7 @@ def test_the_keep_rate_falls_in_phases_that_compile_once(tmp_path, monkeypatch):
     update = compiled_steps.lower_train_step
 
     def counted(recipe, *args):
-        compiled.append(recipe.model.reducer.keep_rate)
+        compiled.append(recipe.model.reducer.schedule.keep_rate)
         return update(recipe, *args)
 
     monkeypatch.setattr(compiled_steps, "lower_train_step", counted)
