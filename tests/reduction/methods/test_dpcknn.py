@@ -51,7 +51,6 @@ def test_a_learned_score_weighs_by_its_exponential():
     np.testing.assert_allclose(after[np.argsort(after[:, 0])], [expected, [1.0, 0.0]], rtol=1e-6)
 
 
-
 def test_bad_settings():
     with pytest.raises(InputError, match="neighbors must be at least 1; got 0"):
         make_reducer("dpcknn", neighbors=0)
