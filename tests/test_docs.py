@@ -3,13 +3,15 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
-from tdm_jax import Preprocessing, checkpoint
+from tdm_jax import Preprocessing, checkpoint, describe_reducer, make_reducer
+from tdm_jax.reduction.importance import IMPORTANCES
 from tdm_jax.reduction.registry import REDUCERS
 
 ROOT = Path(__file__).parents[1]
@@ -30,20 +32,43 @@ def section(text: str, title: str) -> str:
 def test_the_readme_names_every_method():
     rows = re.findall(r"^\| (`.*?) \|", section((ROOT / "README.md").read_text(), "Methods"), re.M)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted([*REDUCERS, "tdm"])
+    assert sorted(named) == sorted(REDUCERS)
 
 
-def test_the_method_in_contributing_is_one(monkeypatch, tiny_model):
-    namespace = {"__name__": "norm"}
-    exec(compile(code("CONTRIBUTING.md", "class Norm"), "CONTRIBUTING.md", "exec"), namespace)
-    monkeypatch.setitem(REDUCERS, "norm", namespace["Norm"])
+def names(containing: str) -> dict[str, Any]:
+    """What a block of code in CONTRIBUTING.md defines."""
+    namespace: dict[str, Any] = {"__name__": "contributed"}
+    exec(compile(code("CONTRIBUTING.md", containing), "CONTRIBUTING.md", "exec"), namespace)
+    return namespace
+
+
+def reduced(model, variables):
+    """`Info` of two images, reduced from 16 tokens to 8 in the second of three blocks."""
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    _, info = jax.jit(lambda v, x: model.apply(v, x, return_info=True))(variables, images)
+    assert info.token_counts == (16, 8, 8)
+    return info
+
+
+def test_the_method_in_contributing_is_one_in_less_than_thirty_lines(monkeypatch, tiny_model):
+    assert len(code("CONTRIBUTING.md", "STEADY =").splitlines()) < 30
+    monkeypatch.setitem(REDUCERS, "steady", names("STEADY =")["STEADY"])
+    info = reduced(*tiny_model("steady", 0.5, layers=(1,)))
+    assert (info.assign >= 0).all()
+    settings = {"counts": (5,), "layers": (1,), "linkage": "single"}
+    assert make_reducer("steady", **settings).grouping.linkage == "single"
+    described = describe_reducer(make_reducer("steady", **settings))
+    assert described == {"name": "steady", "counts": [5], "layers": [1], "linkage": "single"}
+
+
+def test_the_part_in_contributing_is_one(monkeypatch, tiny_model):
+    part = names("class Norm")["Norm"]()
+    monkeypatch.setitem(IMPORTANCES, "norm", part)
+    monkeypatch.setitem(REDUCERS, "norm", make_reducer("topk", importance="norm"))
     for name in ("norm", "norm+tdm"):
-        model, variables = tiny_model(name, 0.5, layers=(1,))
-        apply = jax.jit(lambda v, x, model=model: model.apply(v, x, return_info=True))
-        _, info = apply(variables, images)
-        assert info.token_counts == (16, 8, 8)
+        info = reduced(*tiny_model(name, 0.5, layers=(1,)))
         assert (info.assign >= 0).all() == name.endswith("tdm")
+    assert make_reducer("evit", importance="norm").importance == part
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ def check_importance(title: str, part: Importance, shape: ViTShape) -> None:
         return
     fitting = [name for name, other in IMPORTANCES.items() if other.fits(shape)]
     names = [name for name, other in IMPORTANCES.items() if other == part]
-    named = f"importance {names[0]!r}" if names else f"its {type(part).__name__}"
+    named = f"importance {names[0]!r}" if names else "its own importance"
     raise InputError(
         f"{title}: {named} needs {part.needs} and the model has none; expected "
         f"importance={', '.join(map(repr, fitting[:-1]))} or {fitting[-1]!r}"
