@@ -6,11 +6,12 @@ unreduced model (`fidelity`), at the same multiply-adds.
 1. Every point of a stated grid (`GRID`) is brought to the budget by its schedule, and successive
    halving (Jamieson & Talwalkar, AISTATS 2016) compares them: all on a few images, the best third
    on three times as many, until few are left on all images.
-2. The winner's schedule is searched by itself. What a block loses when it alone removes some share
+2. The winner is refined, one setting after the other (`REFINED`).
+3. Its schedule is searched by itself. What a block loses when it alone removes some share
    of its tokens is measured; a dynamic program picks, for the sum of these losses, how many tokens
    each block should leave within the budget. The result takes the place of the winner's schedule
    where it loses less on all images.
-3. The best are measured once more, on images that no choice has seen.
+4. The best are measured once more, on images that no choice has seen.
 
 Every measurement is kept, so a search that was stopped goes on where it was.
 """
@@ -45,11 +46,23 @@ GRID: dict[str, tuple[Any, ...]] = {
     "average": ("size", "attention"),
     "proportional_attention": (True,),
 }
+# Settings of the winner that are tried one after the other; the best value of each is kept.
+REFINED: dict[str, tuple[Any, ...]] = {
+    "size_power": (0.5, 1.0),
+    "one_sided": (0.5,),
+    "average": ("size_attention",),
+    "score_weight": (0.5,),
+    "score_power": (0.2, 0.5),
+    "protected": (0.15, 0.45),
+}
 # Where the winner is moved to, one axis at a time, for an ablation.
 MOVES: dict[str, tuple[Any, ...]] = {
     "importance": ("class", "mean", "value", "key_norm", "shift", "chance"),
     "protected": (0.0, 0.15, 0.3, 0.45, 0.6),
-    "grouping": ("bipartite", "density_peaks", "energy", "agglomeration"),
+    "grouping": ("bipartite", "density_peaks", "energy"),
+    "size_power": (0.0, 0.5, 1.0),
+    "score_power": (0.0, 0.2, 0.5),
+    "one_sided": (0.0, 0.5),
     "metric": ("tokens", "unit_tokens", "keys", "head_keys", "inputs"),
     "average": ("size", "uniform", "attention", "size_attention", "centre", "norm"),
     "proportional_attention": (True, False),
@@ -197,9 +210,10 @@ class Search:
         if not trials:
             raise InputError(f"no point of the space costs at most {self.macs / 1e9:.4g} G")
         best = self.halving(trials)
-        searched = self.schedule(best[0])
-        if searched is not None and self.loss(searched) < self.loss(best[0]):
-            best = [searched, *best]
+        for further in (self.refined, self.schedule):
+            trial = further(best[0])
+            if trial is not None and self.loss(trial) < self.loss(best[0]):
+                best = [trial, *best]
         rows = [self.row(trial) for trial in best[:FINALISTS]]
         for name in PUBLISHED:
             known = self.within(name, {})
@@ -291,6 +305,22 @@ class Search:
                 return left
             left = left[: max(FINALISTS, -(-len(left) // HALVING))]
             count = min(total, count * HALVING)
+
+    def refined(self, trial: Trial) -> Trial | None:
+        """A trial with the best values of further settings, found one after the other."""
+        count = max(8, len(self.chosen) // HALVING)
+        least = self.loss(trial, count)
+        for setting, values in REFINED.items():
+            for value in values:
+                moved = trial.moved(**{setting: value})
+                try:
+                    lost = self.loss(moved, count)
+                except InputError:  # a setting of another part
+                    continue
+                self.note(f"search: {setting}={value} loses {lost:.5f}, without it {least:.5f}")
+                if lost < least:
+                    trial, least = moved, lost
+        return trial
 
     def schedule(self, trial: Trial) -> Trial | None:
         """A trial with the counts that its blocks' own losses ask for; None without blocks."""

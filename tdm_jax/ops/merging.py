@@ -45,6 +45,12 @@ class Merge(NamedTuple):
             jnp.concatenate([self.into, self.keep.shape[1] + other.into], axis=1),
         )
 
+    def in_order(self) -> "Merge":
+        """The same, with what stays in the order in which it stood."""
+        order = jnp.argsort(self.keep, axis=1)
+        place = inverse_index(order, self.keep.shape[1])
+        return Merge(gather_tokens(self.keep, order), self.gone, gather_tokens(place, self.into))
+
     def of(self, order: Int[Array, "b n"]) -> "Merge":
         """The same of the tokens at `order`."""
         index = gather_tokens(order, jnp.concatenate([self.keep, self.gone], axis=1))

@@ -81,15 +81,26 @@ class BySize(Average):
         return state.size
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ByBoth(Average):
-    """By size times importance."""
+    """By size times a power of the importance.
 
-    by_score = True
+    Attributes:
+      score_weight: the power.
+    """
+
+    by_score: ClassVar[bool] = True
+
+    score_weight: float = 1.0
+
+    def validate(self, title: str) -> None:
+        self.demand(title, "score_weight", self.score_weight >= 0, "be at least 0")
 
     def weigh(
         self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
     ) -> Float[Array, "b n"]:
-        return state.size * score
+        # No root has a gradient at 0.
+        return state.size * jnp.maximum(score, 1e-9) ** self.score_weight
 
 
 class AsCounted(Average):

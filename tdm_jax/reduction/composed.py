@@ -7,6 +7,7 @@ tokens are left. Every part is a small frozen value that can be used alone.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -336,6 +337,8 @@ class Composed(StageReducer):
         groups = [self._matched(members(attentive), counts.matched).of(attentive)]
         if counts.clusters:
             groups.append(self._grouped(members(rest), counts.clusters).of(rest))
+        if self.grouping is not None and self.grouping.by_place:
+            groups = [functools.reduce(Merge.beside, groups).in_order()]
         merged = self._marked(self.average.apply(state, groups, weight, context), counts.matched)
         if not counts.fused:
             return merged

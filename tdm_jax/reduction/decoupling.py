@@ -49,7 +49,7 @@ PUBLISHED = {
 PRESETS = ("default", "published", "importance", "diversity", "frozen")
 MERGES = ("match", "cluster")
 # Share of what a stage leaves that a preset keeps as it is, where it says so.
-PROTECTED = {"importance": 1.0, "diversity": 0.0, "frozen": 0.3}
+PROTECTED = {"importance": 1.0, "diversity": 0.0, "frozen": 0.15}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Decoupling(Part):
         rates 0.7, 0.6, ... 0.2); "importance" only drops the inattentive, "diversity" only groups
         all tokens: the paper's two poles; "frozen" lies between them (`methods.tdm`).
       protected: share of what a stage leaves that are attentive tokens, kept as they are, while the
-        others make up the rest: 1 for the importance pole, 0 for the diversity pole, 0.3 for the
+        others make up the rest: 1 for the importance pole, 0 for the diversity pole, 0.15 for the
         frozen preset. None for the preset's; of the default and published ones the rates decide.
       attentive_rate: share of the tokens that is attentive; None for the preset's.
       match_rate: share of the attentive that their merging leaves; None for the preset's.

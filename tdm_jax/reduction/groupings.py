@@ -13,7 +13,14 @@ from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.contract import BlockContext, ViTShape
 from tdm_jax.reduction.density_peaks import density_peaks
 from tdm_jax.reduction.linkage import LINKAGES, clusters, cosine_distance
-from tdm_jax.reduction.matching import by_edge, by_rank, by_similarity, energy, matching_macs
+from tdm_jax.reduction.matching import (
+    by_cost,
+    by_edge,
+    by_rank,
+    by_similarity,
+    energy,
+    matching_macs,
+)
 from tdm_jax.reduction.medoids import medoids
 from tdm_jax.reduction.parts import Part
 
@@ -94,19 +101,29 @@ class DensityPeaks(Grouping):
 class Bipartite(Grouping):
     """Every second token, by place, may join the most alike of those between (ToMe).
 
+    By similarity alone; or, with one of the settings below, where least is lost (`by_cost`).
+
     Attributes:
-      size_power: how much large tokens are left alone: `1 - cos` times
-        `(s_a s_b / (s_a + s_b))^size_power` is least for what merges, with sizes s. At 0 sizes do
-        not matter; at 1 it is Ward's criterion for unit vectors.
+      size_power: how much large tokens are left alone; at 1 it is Ward's criterion for unit
+        vectors.
+      score_power: how much important tokens are left alone.
+      one_sided: how much more it costs to join a token that another would join for less.
     """
 
     with_prefix: ClassVar[bool] = True
     by_place: ClassVar[bool] = True
 
     size_power: float = 0.0
+    score_power: float = 0.0
+    one_sided: float = 0.0
 
     def validate(self, title: str) -> None:
-        self.demand(title, "size_power", self.size_power >= 0, "be at least 0")
+        for name in ("size_power", "score_power", "one_sided"):
+            self.demand(title, name, getattr(self, name) >= 0, "be at least 0")
+
+    @property
+    def by_score(self) -> bool:  # type: ignore[override]
+        return self.score_power > 0
 
     def fewest(self, n: int) -> int:
         return n - n // 2
@@ -116,8 +133,12 @@ class Bipartite(Grouping):
 
     def merge(self, members: Members, count: int) -> Merge:
         merging = members.metric.shape[1] - count
-        size = members.size if self.size_power else None
-        return by_similarity(members.metric, members.prefix, merging, size, self.size_power)
+        powers = (self.size_power, self.score_power)
+        if not (any(powers) or self.one_sided):
+            return by_similarity(members.metric, members.prefix, merging)
+        penalties = zip((members.size, members.score), powers, strict=True)
+        used = [(weight, power) for weight, power in penalties if power]
+        return by_cost(members.metric, members.prefix, merging, used, self.one_sided)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ are A, odd ones B. TDM (arXiv 2211.11315) and PiToMe (arXiv 2405.16148) split by
 and of energy. Prefix tokens neither merge nor are merged into.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,33 +23,68 @@ def halves(prefix: int) -> tuple[int, int]:
     return prefix % 2, 1 - prefix % 2
 
 
-def by_similarity(
-    metric: Float[Array, "b n k"],
-    prefix: int,
-    merging: int,
-    size: Float[Array, "b n"] | None = None,
-    size_power: float = 0.0,
-) -> Merge:
+def by_similarity(metric: Float[Array, "b n k"], prefix: int, merging: int) -> Merge:
     """Merges the patches of A that are most alike to one of B, by cosine.
 
     Args:
       metric: what is compared.
       prefix: tokens in front of the patches.
       merging: how many of A merge.
-      size: of the tokens, where large ones are to be left alone.
-      size_power: how much, see `groupings.Bipartite`.
 
     Returns:
       What is left of A, then B, both by position.
     """
     a, b = halves(prefix)
     similarity = cosine_similarity(metric[:, a::2], metric[:, b::2])
-    if size is not None:
-        own, other = size[:, a::2, None], size[:, None, b::2]
-        joint = own * other / jnp.maximum(own + other, 1e-6)
-        similarity = (similarity - 1) * joint**size_power
-    left, gone = split_best(similarity.max(axis=-1), merging)
-    others = similarity.shape[2]
+    return _best_pairs(similarity, similarity.max(axis=-1), (a, b), merging)
+
+
+def by_cost(
+    metric: Float[Array, "b n k"],
+    prefix: int,
+    merging: int,
+    penalties: Sequence[tuple[Float[Array, "b n"], float]],
+    one_sided: float,
+) -> Merge:
+    """Merges the patches of A where it costs least to lose what tells the two apart.
+
+    Joining a and b costs `(1 - cos) prod_w (w_a w_b / (w_a + w_b))^p` for each weight w and its
+    power p in `penalties`, and `one_sided` times more where some other of A would join b for less.
+
+    Args:
+      metric: what is compared.
+      prefix: tokens in front of the patches.
+      merging: how many of A merge.
+      penalties: positive weights of the tokens, and powers.
+      one_sided: see above.
+
+    Returns:
+      What is left of A, then B, both by position.
+    """
+    a, b = halves(prefix)
+    # Rounding may find tokens alike beyond 1, and a weight of 0 would make all alike.
+    cost = jnp.maximum(1 - cosine_similarity(metric[:, a::2], metric[:, b::2]), 1e-6)
+    for weight, power in penalties:
+        weight = jnp.maximum(weight.astype(jnp.float32), 1e-9)
+        own, other = weight[:, a::2, None], weight[:, None, b::2]
+        cost = cost * (own * other / (own + other)) ** power
+    least = cost.min(axis=-1)
+    if one_sided:
+        wanted = jnp.argmin(cost, axis=1)  # by each of B
+        mutual = gather_tokens(wanted, jnp.argmin(cost, axis=-1)) == jnp.arange(cost.shape[1])
+        least = jnp.where(mutual, least, (1 + one_sided) * least)
+    return _best_pairs(-cost, -least, (a, b), merging)
+
+
+def _best_pairs(
+    similarity: Float[Array, "b m l"],
+    score: Float[Array, "b m"],
+    starts: tuple[int, int],
+    merging: int,
+) -> Merge:
+    """Merges those of A that score highest, each into the most similar of B."""
+    (a, b), others = starts, similarity.shape[2]
+    left, gone = split_best(score, merging)
     return Merge(
         keep=jnp.concatenate([a + 2 * left, b + 2 * leading_indices(others, left)], axis=1),
         gone=a + 2 * gone,

@@ -10,19 +10,18 @@ by their class attention.
 without training (docs/methods.md has the ablation).
 """
 
-import dataclasses
-
-from tdm_jax.reduction.averages import BySize
+from tdm_jax.reduction.averages import ByBoth
 from tdm_jax.reduction.composed import Composed
 from tdm_jax.reduction.decoupling import Decoupling
-from tdm_jax.reduction.metrics import UnitTokens
+from tdm_jax.reduction.groupings import Bipartite
+from tdm_jax.reduction.schedules import Schedule
 
 TDM = Composed()
 
-FROZEN = dataclasses.replace(
-    TDM,
+FROZEN = Composed(
+    schedule=Schedule(layers="from_sixth", at_cost_of="r"),
     decoupling=Decoupling(preset="frozen"),
-    metric=UnitTokens(),
-    average=BySize(),
+    grouping=Bipartite(size_power=0.5, score_power=0.2, one_sided=0.5),
+    average=ByBoth(score_weight=0.5),
     proportional_attention=True,
 )
