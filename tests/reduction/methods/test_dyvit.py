@@ -172,7 +172,9 @@ def test_the_teacher_gets_no_gradient_and_teaches_nothing_to_itself(teacher):
     gradient = jax.grad(lambda t: logit_distillation(logits + LABELS, t))(logits)
     np.testing.assert_array_equal(gradient, 0)
     narrow = info.replace(
-        features=info.features[..., :16], dropped_values=info.dropped_values[..., :16]
+        features=info.features[..., :16],
+        dropped_values=info.dropped_values[..., :16],
+        patches=info.patches[..., :16],
     )
     with pytest.raises(InputError, match=r"got features \(3, 24, 16\), expected \(3, 24, 32\)"):
         token_distillation(info, narrow)

@@ -1,4 +1,4 @@
-"""Top-K: equal to its original. With `tdm_jax.reduction.prune`; its scores are in test_scores."""
+"""Top-K: equal to its original. Its score is in test_importance, its dropping in test_composed."""
 
 import numpy as np
 import pytest
