@@ -1,4 +1,4 @@
-"""Top-K: equal to its original. Its score is in test_importance, its dropping in test_composed."""
+"""Top-K: equal to its original. Its score is in test_importance, its counts in test_decoupling."""
 
 import numpy as np
 import pytest
