@@ -132,6 +132,7 @@ TABLE = (
     pruning("tdm", settings=(("preset", "importance"),)),
     Row("tdm", (("importance", "key_norm"), ("proportional_attention", True))),
     Row("tdm", (("importance", "mean"),), class_token=False),
+    Row("tdm", (("importance", "shift"), ("grouping", "agglomeration"), ("metric", "keys"))),
     Row("topk+tdm", (("attentive_merge", "cluster"),)),
     Row("evit+tdm"),
     Row("tome", (("r", 7),), by_position=True),
@@ -234,7 +235,8 @@ class Drive:
                 assert weight is None or weight.shape == (tokens.shape[0], sees)
             context = context.replace(attention=view(state))
             state = self.reducer.after_attention(state, context)
-            state = self.reducer.after_block(state, context)
+            # What an MLP that repeats its tokens would have added.
+            state = self.reducer.after_block(state, context.replace(update=state.tokens))
         return self.reducer.finish(state, self.shape)
 
     @functools.cached_property
