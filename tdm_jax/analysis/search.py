@@ -16,6 +16,7 @@ unreduced model (`fidelity`), at the same multiply-adds.
 Every measurement is kept, so a search that was stopped goes on where it was.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import itertools
@@ -35,6 +36,7 @@ from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, make_reducer
+from tdm_jax.reduction.axes import AXES
 from tdm_jax.reduction.schedules import RUNS, Schedule
 
 # Each axis with the values that are tried.
@@ -107,8 +109,12 @@ class Trial:
         return "/".join([self.name, *own])
 
     def moved(self, **settings: Any) -> "Trial":
-        """The same with some settings changed."""
-        return Trial.of(self.name, {**dict(self.settings), **settings})
+        """The same with some settings changed; a part that goes takes its own with it."""
+        kept = dict(self.settings)
+        for axis in AXES.keys() & settings.keys():
+            for field in dataclasses.fields(getattr(self.reducer, axis)):
+                kept.pop(field.name, None)
+        return Trial.of(self.name, {**kept, **settings})
 
 
 def _text(value: Any) -> str:
@@ -194,7 +200,7 @@ class Search:
     def model(self) -> VisionTransformer:
         return self.candidate.model
 
-    def __call__(self, grid: Mapping[str, Sequence[Any]] = GRID) -> list[Result]:
+    def __call__(self, grid: Mapping[str, Sequence[Any]] | None = None) -> list[Result]:
         """The finalists, the best first, then published methods, and the unreduced model.
 
         Raises:
@@ -206,7 +212,7 @@ class Search:
                 f"expected a budget below the {whole / 1e9:.4g} G without reduction; "
                 f"got {self.macs / 1e9:.4g} G"
             )
-        trials = list(self.trials(grid))
+        trials = list(self.trials(GRID if grid is None else grid))
         if not trials:
             raise InputError(f"no point of the space costs at most {self.macs / 1e9:.4g} G")
         best = self.halving(trials)
@@ -223,14 +229,14 @@ class Search:
 
     def ablation(self, trial: Trial) -> list[Result]:
         """The trial, and what it becomes when it is moved along one axis, with the same counts."""
-        own, rows = dict(trial.settings), [self.row(trial)]
+        rows = [self.row(trial)]
         for axis, values in MOVES.items():
             for value in values:
-                if own.get(axis) == value or own.get(axis, values[0]) == value:
-                    continue
                 moved = trial.moved(**{axis: value})
                 try:
                     moved.reducer.check(self.model.shape)
+                    if moved.reducer == trial.reducer:
+                        continue
                     row = self.row(moved)
                 except InputError as error:
                     self.note(f"search: left out {axis}={value}: {error}")
@@ -281,11 +287,18 @@ class Search:
         if settings.get("layers") in RUNS:
             shape = self.model.shape
             stages = len(Schedule(layers=settings["layers"]).stages(shape))
-            falls = (constant_fall(shape.patches, stages, r / 4) for r in range(4, 400))
-            trials = (costing(counts=counts) for counts in falls)
+            steps = [{"counts": constant_fall(shape.patches, stages, r / 4)} for r in range(4, 400)]
         else:
-            trials = (costing(keep_rate=rate / 400) for rate in range(396, 40, -1))
-        return next((t[1] for t in trials if t is not None and t[0] <= self.macs), None)
+            steps = [{"keep_rate": rate / 400} for rate in range(396, 40, -1)]
+
+        # Costs fall from step to step, up to where there is no way to leave so few tokens.
+        def fits(step: int) -> bool:
+            trial = costing(**steps[step])
+            return trial is None or trial[0] <= self.macs
+
+        first = bisect.bisect_left(range(len(steps)), True, key=fits)
+        every = (costing(**step) for step in steps[first:])
+        return next((t[1] for t in every if t is not None and t[0] <= self.macs), None)
 
     def halving(self, trials: Sequence[Trial]) -> list[Trial]:
         """The best trials, the best first."""

@@ -53,7 +53,11 @@ def _name(axis: str, part: Part | None) -> str:
 
 
 def table(points: Mapping[str, object]) -> str:
-    """The methods that are made of parts, by axis: a Markdown table."""
+    """The methods that are made of parts, by axis: a Markdown table.
+
+    Args:
+      points: as `registry.REDUCERS`; what is no point is left out.
+    """
     rows = {name: place(point) for name, point in points.items() if isinstance(point, Composed)}
     headings = ["method", *next(iter(rows.values()))]
     lines = [headings, ["---"] * len(headings)]
