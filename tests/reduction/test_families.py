@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
+from tdm_jax.models.block import Block
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.reduction import StageReducer, list_reducers, plan
 from tdm_jax.reduction.registry import REDUCERS
@@ -30,13 +32,24 @@ SIZES = dict(image_size=(16, 24), patch_size=4, width=WIDTH, depth=3, num_heads=
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Rotary):
-    """Tells where each block has been told that the tokens are."""
+    """Tells where each block has been told that the tokens are: all its answers, in a list each.
 
-    seen: ClassVar[list[Any]] = []
+    Its attention asks last. Before it a method may have asked for a preview.
+    """
+
+    seen: ClassVar[list[list[Any]]] = []
 
     def rotation(self, positions, grid, prefix, channels):
-        self.seen.append(positions)
+        if self.seen:  # a forward pass is watched
+            self.seen[-1].append(positions)
         return super().rotation(positions, grid, prefix, channels)
+
+    @classmethod
+    def block(cls, call, args, kwargs, context):
+        """Starts a list where a block starts."""
+        if isinstance(context.module, Block) and context.method_name == "__call__":
+            cls.seen.append([])
+        return call(*args, **kwargs)
 
 
 FAMILIES = {
@@ -67,14 +80,19 @@ METHODS = {
     "cubist": make_reducer("cubist", block=1, remove_rows=1, remove_columns=2),
     "tocom": make_reducer("tocom", r=5, source_r=1, dim=16),
 }  # fmt: skip
-NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2", "diffrate"}
+# PPT scores by the class token's attention, and DiffRate drops by it.
+NEED_CLASS_TOKEN = {"evovit", "ats", "psvit", "iared2", "diffrate", "ppt"}
 NO_KEEP_RATE = {"avit", "psvit", "diffrate", "cubist", "tocom"}
-BY_POSITION = {"random", "tome", "tocom", "tofu", "cubist", "ats", "psvit"}  # or by chance
+# Or by chance.
+BY_POSITION = {"random", "tome", "tocom", "tofu", "dtem", "mctf", "cubist", "ats", "psvit", "ppt"}
+# A token counts in the attention as often as it has patches; by default, and without a class token.
+PROPORTIONAL = {"tome", "tocom", "dtem", "atc", "mctf"}
 # What differs in kind; the others run among the slow tests.
 QUICK = {
     "none",
     "random",
     "evit",
+    "evovit",
     "tdm",
     "tdm/shift",
     "tdm/pool",
@@ -85,6 +103,7 @@ QUICK = {
     "avit",
     "diffrate",
     "cubist",
+    "mctf",
 }
 CASES = [
     *(("dinov3", name) for name in METHODS if name != "tdm/pool"),
@@ -120,10 +139,12 @@ class Case:
         self.params = variables(self.model if learned else family_model(family))
 
     def forward(self, params, images):
-        Watched.seen.clear()
         everywhere = tuple(range(self.model.depth))
-        out, info = self.model.apply(params, images, return_info=True, intermediates=everywhere)
-        return out, info, list(Watched.seen)
+        with nn.intercept_methods(Watched.block):
+            out, info = self.model.apply(params, images, return_info=True, intermediates=everywhere)
+        answers = list(Watched.seen)
+        Watched.seen.clear()
+        return out, info, answers
 
     @functools.cached_property
     def compiled(self):
@@ -174,15 +195,20 @@ def test_permuting_the_patches_changes_nothing_but_order(case):
 
 
 def of_family(family):
-    pairs = [pair for pair in CASES if pair[0] == family]
-    return pytest.mark.parametrize("case", pairs, ids="-".join, indirect=True)
+    pairs = [param(*pair) for pair in CASES if pair[0] == family]
+    return pytest.mark.parametrize("case", pairs, indirect=True)
 
 
 @of_family("dinov3")
 def test_a_token_stands_at_the_mean_of_its_patches(case):
-    _, info, positions = case.answer
+    _, info, answers = case.answer
     schedule = plan(case.model.reducer, case.model.shape)
-    assert len(positions) == len(schedule)
+    # MCTF looks at the attention of what enters a block in which it fuses.
+    assert [len(block) for block in answers] == ([1, 2, 2] if case.name == "mctf" else [1, 1, 1])
+    positions = [block[-1] for block in answers]
+    for block, previous in zip(answers[1:], positions, strict=False):
+        if len(block) > 1:
+            np.testing.assert_array_equal(block[0], previous)
     np.testing.assert_array_equal(positions[0][0], PLACES)
     for layer in (1, 2):
         where = np.broadcast_to(positions[layer], (BATCH, *positions[layer].shape[1:]))
@@ -191,7 +217,7 @@ def test_a_token_stands_at_the_mean_of_its_patches(case):
             # All patches are back behind the block: those within it are patches, each itself.
             assert all(len({*map(tuple, image)} & {*map(tuple, PLACES)}) == 12 for image in where)
             continue
-        before = getattr(case.model.reducer, "before", False)
+        before = case.name == "mctf" or getattr(case.model.reducer, "before", False)
         assign = np.asarray(info.intermediates[layer - (not before)].assign)
         for image, owners in zip(where, assign, strict=True):
             for token, place in enumerate(image):
@@ -232,7 +258,7 @@ def test_a_pooling_query_sees_sizes_where_the_attention_does(case):
     keys, values = map(heads, np.split(dense(np.asarray(info.features), "kv"), 2, axis=-1))
     query = heads(dense(params["latent"][0, 0], "q"))
     weight = np.exp(np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(WIDTH // HEADS))
-    if case.name in ("tome", "tocom", "atc"):
+    if case.name in PROPORTIONAL:
         assert np.asarray(info.size).max() > 1
         weight = weight * np.asarray(info.size)[:, None]
     share = weight / weight.sum(axis=-1, keepdims=True)
@@ -265,11 +291,11 @@ def test_gradients_are_finite_and_reach_the_patches(family, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [("dinov3", "tome")], ids="-".join, indirect=True)
 def test_compiled_equals_eager_on_one_image(case):
-    out, info, positions = case.forward(case.params, IMAGES[:1])
+    out, info, answers = case.forward(case.params, IMAGES[:1])
     expected, compiled, where = case.answer
     np.testing.assert_allclose(out, expected[:1], atol=1e-4)
     np.testing.assert_array_equal(info.assign, compiled.assign[:1])
-    for eager, place in zip(positions, where, strict=True):
+    for eager, place in zip(*map(jax.tree.leaves, (answers, where)), strict=True):
         np.testing.assert_array_equal(eager, place[:1])
 
 
