@@ -18,7 +18,9 @@ DEIT = ViTShape((14, 14), 12, 384, 6)
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("ratio", [0.875, 0.9375, 0.95])
+@pytest.mark.parametrize(
+    "ratio", [0.9375, *(pytest.param(ratio, marks=pytest.mark.slow) for ratio in (0.875, 0.95))]
+)
 def test_equals_the_original(answer, golden, ratio):
     expected = golden(f"pitome_ratio{ratio}")
     logits, info = answer(make_reducer("pitome", ratio=ratio))
