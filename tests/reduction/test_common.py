@@ -44,6 +44,7 @@ class Row:
       gathers: what leaves are input tokens themselves, so that others get no gradient.
       returns: all patches are back at the end.
       build: builds the reducer for a depth, where a method knows no layers.
+      quick: whether it is in the quick run.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Row:
     gathers: bool = False
     returns: bool = False
     build: Callable[[int], Any] | None = None
+    quick: bool = True
 
     def __str__(self) -> str:
         settings = [f"{key}={value}" for key, value in self.settings]
@@ -77,6 +79,11 @@ class Row:
 
 def pruning(name: str, **options: Any) -> Row:
     return Row(name, drops=True, gathers=True, **options)
+
+
+def slow(row: Row) -> Row:
+    """Runs among the slow tests: another row of the method is in each quick run."""
+    return dataclasses.replace(row, quick=False)
 
 
 def slimmed(depth: int) -> Any:
@@ -130,19 +137,21 @@ TABLE = (
     Row("tome", (("r", 7),), by_position=True),
     Row("tome", (("r", 7),), class_token=False, by_position=True),
     Row("pitome", (("ratio", 0.7),)),
-    Row("pitome", (("r", 5),), class_token=False),
+    slow(Row("pitome", (("r", 5),), class_token=False)),
     pruning("tofu", settings=(("r", 7),), by_position=True),
-    Row("tofu", (("r", 7), ("strategy", "tofu")), by_position=True),
-    Row("tofu", (("r", 7), ("strategy", "mlerp")), class_token=False, by_position=True),
+    slow(Row("tofu", (("r", 7), ("strategy", "tofu")), by_position=True)),
+    slow(Row("tofu", (("r", 7), ("strategy", "mlerp")), class_token=False, by_position=True)),
     Row("atc"),
-    Row("atc", (("linkage", "single"),)),
-    Row("atc", (("linkage", "complete"), ("proportional_attention", False)), class_token=False),
+    slow(Row("atc", (("linkage", "single"),))),
+    slow(
+        Row("atc", (("linkage", "complete"), ("proportional_attention", False)), class_token=False)
+    ),
     Row("dtem", (("r", 7),), by_position=True),
     Row("mctf", (("r", 7),), by_position=True),
-    Row("mctf", (("r", 6), ("one_step_ahead", 2)), class_token=False, by_position=True),
-    Row("mctf", (("r", 7), ("one_step_ahead", 0), ("pooling", 1)), by_position=True),
+    slow(Row("mctf", (("r", 6), ("one_step_ahead", 2)), class_token=False, by_position=True)),
+    slow(Row("mctf", (("r", 7), ("one_step_ahead", 0), ("pooling", 1)), by_position=True)),
     pruning("ppt", settings=(("threshold", 0.0),)),
-    Row("ppt", (("threshold", 1.0),), by_position=True),
+    slow(Row("ppt", (("threshold", 1.0),), by_position=True)),
     Row("dpcknn"),
     Row("dpcknn_score"),
     Row("kmedoids", gathers=True),
@@ -165,10 +174,10 @@ TABLE = (
     Row("avit", build=halting, returns=True),
     Row("avit", (("counts", True),), build=halting_in_slots, returns=True),
     Row("diffrate", build=merging_alike),
-    pruning("diffrate", settings=(("merging", False),), build=dropping),
+    slow(pruning("diffrate", settings=(("merging", False),), build=dropping)),
     Row("cubist", by_position=True, build=in_rows_and_columns),
     Row("tocom", by_position=True, build=compensated),
-    Row("tocom", class_token=False, by_position=True, build=compensated),
+    slow(Row("tocom", class_token=False, by_position=True, build=compensated)),
     pruning("psvit", by_position=True, build=slimmed),
 )
 
@@ -181,7 +190,12 @@ ROWS = [*FIRST, *(row for row in TABLE if row not in FIRST)]
 once_for_each_method = pytest.mark.parametrize("row", FIRST, ids=str, indirect=True)
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=str)
+def param(row: Row, quick: bool = True) -> Any:
+    marks = () if quick and row.quick else pytest.mark.slow
+    return pytest.param(row, id=str(row), marks=marks)
+
+
+@pytest.fixture(scope="module", params=[param(row) for row in ROWS])
 def row(request):
     return request.param
 
@@ -266,7 +280,8 @@ def test_dropped_patches_leave_their_last_value(drive):
     )
 
 
-@pytest.mark.parametrize("row", FIXED, ids=str, indirect=True)
+# ToCom's hooks are ToMe's, in every block.
+@pytest.mark.parametrize("row", [param(row, row.name != "tocom") for row in FIXED], indirect=True)
 def test_compiled_image_by_image_equals_the_eager_batch(drive):
     eager, state = drive(drive.prefix, drive.tokens, drive.qkv), drive.compiled[1]
     np.testing.assert_array_equal(state["assign"], eager.assign)
