@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_any_block_and_prefix_against_the_reference(layer, prefix):
     shape = ViTShape((1, 11), 5, 6, 2, prefix, class_token=prefix > 0)
     view = AttentionView(*(jnp.array(x, jnp.float32) for x in (q, k, v, q[:, 0])), None, prefix)
     context = BlockContext(layer=layer, shape=shape, train=False, weights={}, attention=view)
-    after = PiToMe(r=4).reduce(state, context)
+    after = jax.jit(lambda state: PiToMe(r=4).reduce(state, context))(state)
     for image in range(2):
         metric = k[image, prefix:].mean(1)
         expected, sizes = reference(tokens[image], size[image], metric, 4, layer, 5)
