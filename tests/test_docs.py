@@ -15,7 +15,11 @@ from tdm_jax.reduction.importance import IMPORTANCES
 from tdm_jax.reduction.registry import REDUCERS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/backbones.md", "docs/performance.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{n}.md" for n in ("backbones", "methods", "performance")),
+]
 
 
 def code(document: str, containing: str) -> str:

@@ -333,7 +333,7 @@ def test_a_keep_rate_of_1_is_the_program_without_reduction(family, names):
     ("family", "reducer", "message"),
     [
         *(("siglip", name, "class token to go by; the model has none")
-          for name in ("evovit", "ats", "psvit")),
+          for name in ("evovit", "ats", "psvit", "ppt")),
         ("siglip", "iared2", "its own importance needs a class token and the model has none"),
         ("siglip", "tdm/importance=class", "needs a class token and the model has none"),
         ("dinov3", "tdm/importance=pool", "needs a pooling head and the model has none"),

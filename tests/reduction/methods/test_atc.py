@@ -23,6 +23,12 @@ GOLDENS = {
 }  # fmt: skip
 # The original counts the class token twice: its r is one more.
 OFF_THE_SHELF = {"average_r5": {"r": 4}, "single_r4": {"r": 3, "linkage": "single"}}
+# Both ways to cluster, by the tree and by the loop; the others take a compilation each.
+QUICK = {"single_keep0.7", "average_keep0.7"}
+NAMES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in (*GOLDENS, *OFF_THE_SHELF)
+]
 
 
 def numbered(assign):
@@ -35,7 +41,7 @@ def numbered(assign):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", [*GOLDENS, *OFF_THE_SHELF])
+@pytest.mark.parametrize("name", NAMES)
 def test_equals_the_original(answer, golden, name):
     stages = name in GOLDENS
     settings = GOLDENS[name] if stages else {**OFF_THE_SHELF[name], "layers": "all"}

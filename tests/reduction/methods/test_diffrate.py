@@ -3,6 +3,8 @@
 With `tdm_jax.reduction.diffrate_counts`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,13 @@ SHAPE = ViTShape((4, 6), 3, 32, 2)
 SIZES = {"image_size": (16, 24), "patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}
 
 
+# Where it drops and merges; the others take a compilation each.
+SLOW = ("prune", "merge", "s2.9scaled", "t0.7scaled")
+GOLDENS = ["both", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["prune", "merge", "both", "s2.9scaled", "t0.7scaled"])
+@pytest.mark.parametrize("name", GOLDENS)
 def test_equals_the_original(answer, golden, name):
     expected = golden(f"diffrate_{name}")
     kept = {key: tuple(expected[key].tolist()) for key in ("prune_kept", "merge_kept")}
@@ -73,7 +80,8 @@ def test_a_dropped_token_takes_its_weight_along():
     reducer = DiffRate(prune_kept=(25, 25, 9), merge_kept=(25, 15, 9))
     model = create_model("vit", reducer, num_classes=3, **SIZES)
     images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
-    _, info = model.apply(model.init(jax.random.key(1), images), images, return_info=True)
+    params = jax.jit(model.init)(jax.random.key(1), images)
+    _, info = jax.jit(functools.partial(model.apply, return_info=True))(params, images)
     weight, size = info.carry["diffrate/weight"], info.size
     assert weight.shape == size.shape == (2, 8)
     assert (size > 1).any()

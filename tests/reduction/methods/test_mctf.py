@@ -11,10 +11,12 @@ from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction import ViTShape, describe_reducer, plan
 from tdm_jax.reduction.methods.mctf import fusion, merged_map
 
-GOLDENS = (
-    "r4", "r7floor", "fast0.35", "r5_noahead", "r3_precise", "r4_unidir", "r4_attnpool",
-    "r4_simonly", "r4_noprop", "r5_taus",
+# Ahead in three blocks, and at the end of each block. The others take a compilation each.
+QUICK = ("fast0.35", "r5_noahead")
+SLOW = (
+    "r4", "r7floor", "r3_precise", "r4_unidir", "r4_attnpool", "r4_simonly", "r4_noprop", "r5_taus",
 )  # fmt: skip
+GOLDENS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.mark.golden

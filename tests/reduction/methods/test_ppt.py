@@ -12,15 +12,25 @@ from tdm_jax.reduction.importance import ValueNorm
 from tdm_jax.reduction.methods.ppt import spread
 from tdm_jax.reduction.token_state import TokenState
 
+# Where some images prune and others pool; the others take a compilation each.
+GOLDENS = [
+    "mixed_r12",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("prune_r12", "pool_r12", "mixed_r4_all")
+    ),
+]
+
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["prune_r12", "pool_r12", "mixed_r12", "mixed_r4_all"])
+@pytest.mark.parametrize("name", GOLDENS)
 def test_equals_the_original(answer, golden, name):
     expected, info = compared(answer, golden, name, True)
     np.testing.assert_array_equal(info.size, expected["size"][:, 1:, 0])
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 def test_without_proportional_attention_equals_the_original(answer, golden):
     # The original forgets the sizes there; ours still count patches.
     compared(answer, golden, "mixed_r12_noprop", False)
