@@ -12,7 +12,7 @@ from absl import flags
 
 from tdm_jax import Preprocessing, checkpoint, describe_reducer, make_reducer
 from tdm_jax.reduction.importance import IMPORTANCES
-from tdm_jax.reduction.registry import REDUCERS
+from tdm_jax.reduction.registry import REDUCERS, axes_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -52,6 +52,10 @@ def reduced(model, variables):
     _, info = jax.jit(lambda v, x: model.apply(v, x, return_info=True))(variables, images)
     assert info.token_counts == (16, 8, 8)
     return info
+
+
+def test_the_table_of_axes_is_the_codes():
+    assert axes_table() in (ROOT / "docs/methods.md").read_text()
 
 
 def test_the_method_in_contributing_is_one_in_less_than_thirty_lines(monkeypatch, tiny_model):

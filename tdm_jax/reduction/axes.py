@@ -39,8 +39,14 @@ def place(point: Composed) -> dict[str, str]:
         "grouping": _name("grouping", point.grouping) if groups else "–",
         "metric": _name("metric", point.metric) if groups else "–",
         "average": _name("average", point.average) if groups else "–",
-        "attention afterwards": "proportional" if point.proportional_attention else "plain",
+        "attention afterwards": _attention(point.proportional_attention),
     }
+
+
+def _attention(power: bool | float) -> str:
+    if not power:
+        return "plain"
+    return "proportional" if power == 1 else f"proportional, power {power:g}"
 
 
 def _name(axis: str, part: Part | None) -> str:

@@ -48,8 +48,8 @@ class Composed(StageReducer):
       metric: what the grouping compares.
       average: what becomes of a group.
       proportional_attention: whether a token counts in the attention as often as it has patches, as
-        in ToMe (arXiv 2210.09461, equation 1). No TDM paper has it, and networks that are used as
-        they are keep much more by it.
+        in ToMe (arXiv 2210.09461, equation 1); as a number the power of the size. No TDM paper has
+        it, and networks that are used as they are keep much more by it.
     """
 
     title: str = "TDM"  # type: ignore[assignment]
@@ -59,12 +59,18 @@ class Composed(StageReducer):
     grouping: Grouping | None = DensityPeaks()
     metric: Metric = Tokens()
     average: Average = ByAttention()
-    proportional_attention: bool = False
+    proportional_attention: bool | float = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.place not in ("before", "between"):
             raise InputError(f"{self.title}: expected place before or between; got {self.place!r}")
+        power = self.proportional_attention
+        if not 0 <= power <= 1:
+            raise InputError(
+                f"{self.title}: expected proportional_attention as yes or no, or a power from 0 "
+                f"to 1; got {power}"
+            )
         for part in self.parts():
             part.validate(self.title)
         if self.schedule.by_stage:
@@ -239,7 +245,8 @@ class Composed(StageReducer):
     ) -> Float[Array, "b t"] | KeyMask | None:
         if state.valid is not None:
             return key_mask(state)
-        return state.proportional() if self.proportional_attention else None
+        power = float(self.proportional_attention)
+        return state.proportional(power) if power else None
 
     def before_block(self, state: TokenState, context: BlockContext) -> TokenState:
         if not (context.train and self._masks):
@@ -312,7 +319,7 @@ class Composed(StageReducer):
         """
         n, k = state.count, counts.attentive
         weights = self._weights(self.stage(context), context)
-        weight = self.average.weigh(state, score, weights, self.proportional_attention)
+        weight = self.average.weigh(state, score, weights, bool(self.proportional_attention))
 
         def members(index: Int[Array, "b m"] | None, prefix: int = 0) -> Members:
             vectors = self.metric.of(state, context, weights, index)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.axes import AXES
+from tdm_jax.reduction.axes import AXES, table
 from tdm_jax.reduction.composed import Composed
 from tdm_jax.reduction.contract import Reducer
 from tdm_jax.reduction.decoupling import Decoupling
@@ -112,6 +112,11 @@ def list_reducers() -> list[str]:
     return list(_points())
 
 
+def axes_table() -> str:
+    """The methods that are made of parts, by axis: a Markdown table (docs/methods.md has it)."""
+    return table({"tdm": TDM, "tdm/preset=frozen": FROZEN, **REDUCERS})
+
+
 def setting_names(name: str) -> set[str]:
     """The settings that `make_reducer` takes with this name.
 
@@ -185,12 +190,11 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
 
 
 def _part(name: str, axis: str, value: Any) -> Any:
-    table = AXES[axis]
     if isinstance(value, Part):
         return value
-    if value not in table:
-        raise unknown(f"{axis} of reducer {name!r}", value, table)
-    return table[value]
+    if value not in AXES[axis]:
+        raise unknown(f"{axis} of reducer {name!r}", value, AXES[axis])
+    return AXES[axis][value]
 
 
 def _replaced(value: Any, settings: dict[str, Any]) -> Any:
@@ -233,14 +237,14 @@ def describe_reducer(reducer: Reducer) -> dict[str, Any]:
     base, settings = points[named[0]], {}
     if isinstance(reducer, Composed) and reducer.decoupling.preset == "frozen":
         base, settings = FROZEN, {"preset": "frozen"}
-    for axis, table in AXES.items() if isinstance(reducer, Composed) else ():
+    for axis, parts in AXES.items() if isinstance(reducer, Composed) else ():
         part = getattr(reducer, axis)
         if type(part) is not type(getattr(base, axis)):
-            names = [name for name, other in table.items() if type(other) is type(part)]
+            names = [name for name, other in parts.items() if type(other) is type(part)]
             if not names:
                 raise InputError(f"{reducer.title}: its {axis} has no name; got {part}")
             settings[axis] = names[0]
-            base = dataclasses.replace(base, **{axis: table[names[0]]})
+            base = dataclasses.replace(base, **{axis: parts[names[0]]})
     before = {(*path, name): getattr(owner, name) for path, owner, name in _settings(base)}
     for path, owner, name in _settings(reducer):
         value = getattr(owner, name)

@@ -98,16 +98,20 @@ class TokenState(struct.PyTreeNode):
         summed = jnp.einsum("bpn,pc->bnc", share, places, precision=jax.lax.Precision.HIGHEST)
         return jnp.where(total > 0, summed / jnp.maximum(total, 1.0), places.mean(axis=0))
 
-    def proportional(self) -> Float[Array, "b t"] | None:
+    def proportional(self, power: float = 1.0) -> Float[Array, "b t"] | None:
         """The factor of each key in proportional attention (ToMe, arXiv 2210.09461, equation 1).
 
         A token counts as often as it stands for patches; one that stands for none, like the prefix,
         counts once. None until tokens have merged.
+
+        Args:
+          power: of the size; 1 is ToMe's.
         """
         if not self.moved:
             return None
         ones = jnp.ones(self.prefix.shape[:2], self.size.dtype)
-        return jnp.concatenate([ones, jnp.where(self.size > 0, self.size, 1)], axis=1)
+        size = jnp.where(self.size > 0, self.size, 1)
+        return jnp.concatenate([ones, size if power == 1 else size**power], axis=1)
 
     def sequence(self) -> Float[Array, "b t d"]:
         """Prefix and patch tokens as one sequence."""

@@ -23,5 +23,5 @@ FROZEN = Composed(
     decoupling=Decoupling(preset="frozen"),
     grouping=Bipartite(size_power=0.5, score_power=0.2, one_sided=0.5),
     average=ByBoth(score_weight=0.5),
-    proportional_attention=True,
+    proportional_attention=0.95,
 )
