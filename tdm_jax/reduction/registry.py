@@ -181,7 +181,7 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     # An adaptive method's counts are slots for what its keep rate lets through.
     if len(schedules) > 1 and not point.adaptive:
         raise InputError(
-            f"reducer {name!r}: expected one of keep_rate, counts and r; got {', '.join(schedules)}"
+            f"reducer {name!r}: expected one of keep_rate, counts, r and ratio; got {', '.join(schedules)}"
         )
     try:
         return _replaced(point, own)

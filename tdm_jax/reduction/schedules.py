@@ -163,7 +163,7 @@ class Schedule:
     @property
     def shrinks(self) -> bool:
         """Whether a stage may keep more than it should where it can remove only some tokens."""
-        numbered = self.r is not None or isinstance(self.counts, str)
+        numbered = isinstance(self.r, int | tuple) or isinstance(self.counts, str)
         return numbered or (self.by_rate and not self.by_stage)
 
     def rate(self, stage: int) -> float:

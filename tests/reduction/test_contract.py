@@ -92,9 +92,9 @@ def test_rounding_goes_up_to_a_multiple(name):
         ({"round_to": 0}, "round_to must be at least 1; got 0"),
         (
             {"counts": (5, 3, 2), "r": 3},
-            "expected one of keep_rate, counts and r; got counts, r",
+            "expected one of keep_rate, counts, r and ratio; got counts, r",
         ),
-        ({"keep_rate": 0.5, "r": 3}, "expected one of keep_rate, counts and r; got keep_rate, r"),
+        ({"keep_rate": 0.5, "r": 3}, "expected one of keep_rate, counts, r and ratio; got keep_rate, r"),
         ({"keep": 0.5}, "did you mean 'keep_rate'"),
     ],
 )
