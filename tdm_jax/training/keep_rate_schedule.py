@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from tdm_jax.errors import InputError
-from tdm_jax.reduction import Reducer
+from tdm_jax.reduction import Reducer, StageReducer
 
 MAX_SCHEDULES = 8
 
@@ -54,7 +54,7 @@ class Phase(NamedTuple):
     @property
     def keep_rate(self) -> float | tuple[float, ...] | None:
         """For the log; None for a method that has none."""
-        return getattr(self.reducer, "keep_rate", None)
+        return self.reducer.schedule.keep_rate if isinstance(self.reducer, StageReducer) else None
 
 
 def phases(

@@ -49,7 +49,7 @@ def test_none_is_the_methods_own_default():
     [
         ({"model.num_classes": 7}, r"model.num_classes is 7, but the data \(digits\) have 10"),
         ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
-        ({"reducer.name": "tome", "reducer.preset": "x"}, "unknown setting of reducer 'tome'"),
+        ({"reducer.name": "avit", "reducer.preset": "x"}, "unknown setting of reducer 'avit'"),
     ],
 )
 def test_what_does_not_fit_together(changes, message):

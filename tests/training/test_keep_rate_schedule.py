@@ -45,7 +45,7 @@ def test_keep_rates_of_single_stages_fall_side_by_side():
 
 def test_a_published_setting_is_reached_by_derived_ones():
     way = phases(PAPER, make_reducer("tdm", keep_rate=0.5, preset="published"), steps_per_epoch=1)
-    assert [phase.reducer.merger.preset for phase in way] == ["default"] * 7 + ["published"]
+    assert [phase.reducer.decoupling.preset for phase in way] == ["default"] * 7 + ["published"]
 
 
 def test_a_short_training_skips_phases_and_still_ends_at_its_own():
