@@ -26,6 +26,7 @@ PLACES = {
 
 # Where the runs begin that last to the end.
 RUNS = {"all": 0.0, "from_sixth": 1 / 6}
+GRADUAL = "gradual"
 
 Layers = tuple[int, ...] | str
 
@@ -39,8 +40,9 @@ class Schedule:
         one for each.
       layers: the blocks with a stage, from 0, ascending; "quarters" for those at a quarter, a half
         and three quarters of the depth (3, 6 and 9 of 12), "thirds" for 0, 4 and 8 of 12,
-        "later_thirds" for 4 and 8; "from_sixth" for every block from a sixth of the depth on (2 of
-        12), "all" for every block.
+        "later_thirds" for 4 and 8; "all" for every block, "from_sixth" for every block from a
+        sixth of the depth on (2 of 12), "gradual" for the latter unless a keep rate would then
+        leave less than an eighth of the patches: in that case for all.
       counts: patch tokens that leave each stage, instead of what follows from the keep rate; or the
         name of counts that DiffRate published, of `diffrate_counts.PUBLISHED`, which are of all
         blocks and are carried to the model's patches.
@@ -73,14 +75,18 @@ class Schedule:
         """Raises InputError, in the name of a method, unless every setting is in range."""
         demand = functools.partial(_demand, title, self)
         if isinstance(self.layers, str):
-            if self.layers not in (*RUNS, *PLACES):
-                raise unknown(f"{title} layers", self.layers, (*RUNS, *PLACES))
+            if self.layers not in (names := (GRADUAL, *RUNS, *PLACES)):
+                raise unknown(f"{title} layers", self.layers, names)
         else:
             ascending = isinstance(self.layers, tuple)
             ascending = ascending and list(self.layers) == sorted(set(self.layers))
             ascending = ascending and min(self.layers, default=0) >= 0
-            names = ", ".join(map(repr, (*RUNS, *PLACES)))
-            demand("layers", ascending, f"be ascending block indices from 0, or one of {names}")
+            names = tuple(map(repr, (GRADUAL, *RUNS, *PLACES)))
+            demand(
+                "layers",
+                ascending,
+                f"be ascending block indices from 0, or one of {', '.join(names)}",
+            )
         self._check_lengths(title)
         demand("keep_rate", all(0 < rate <= 1 for rate in self.rates), "be in (0, 1]")
         demand("ratio", self.ratio is None or 0 < self.ratio <= 1, "be in (0, 1]")
@@ -139,7 +145,7 @@ class Schedule:
     @property
     def number(self) -> int | None:
         """How many stages there are; None where that depends on the model's depth."""
-        if self.layers in RUNS or isinstance(self.counts, str):
+        if self.layers in (GRADUAL, *RUNS) or isinstance(self.counts, str):
             return None
         return len(PLACES[self.layers]) if isinstance(self.layers, str) else len(self.layers)
 
@@ -186,6 +192,8 @@ class Schedule:
         """The blocks with a stage."""
         if isinstance(self.counts, str):
             return tuple(range(shape.depth))
+        if self.layers == GRADUAL:
+            return gradual(self, shape).stages(shape)
         if self.layers in RUNS:
             return tuple(range(int(shape.depth * RUNS[str(self.layers)] + 1e-9), shape.depth))
         if isinstance(self.layers, str):
@@ -243,6 +251,8 @@ def at_equal_cost(schedule: Schedule, shape: ViTShape) -> Schedule:
     half of its tokens.
     """
     goal = three_stages(schedule.rate(0), shape.patches, shape.depth)
+    if schedule.layers == GRADUAL:
+        schedule = gradual(schedule, shape)
     if schedule.at_cost_of == "r":
         trials = [dataclasses.replace(schedule, r=r) for r in range(shape.patches // 2 + 1)]
     else:
@@ -258,6 +268,19 @@ def at_equal_cost(schedule: Schedule, shape: ViTShape) -> Schedule:
         return abs(seen - goal)
 
     return min(trials, key=distance)
+
+
+@functools.lru_cache(maxsize=256)
+def gradual(schedule: Schedule, shape: ViTShape) -> Schedule:
+    """With the blocks that a gradual schedule stands in, see `Schedule.layers`."""
+    late = dataclasses.replace(schedule, layers="from_sixth")
+    if schedule.by_rate and not schedule.by_stage:
+        n = shape.patches
+        for stage in range(len(late.stages(shape))):
+            n = max(late.count(stage, n, shape), n - n // 2)
+        if n < shape.patches / 8:
+            return dataclasses.replace(schedule, layers="all")
+    return late
 
 
 def _demand(title: str, part: Any, setting: str, valid: bool, expected: str) -> None:

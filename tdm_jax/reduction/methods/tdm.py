@@ -19,7 +19,7 @@ from tdm_jax.reduction.schedules import Schedule
 TDM = Composed()
 
 FROZEN = Composed(
-    schedule=Schedule(layers="from_sixth", at_cost_of="r"),
+    schedule=Schedule(layers="gradual", at_cost_of="r"),
     decoupling=Decoupling(preset="frozen"),
     grouping=Bipartite(size_power=0.5, score_power=0.2, one_sided=0.5),
     average=ByBoth(score_weight=0.5),
