@@ -181,7 +181,8 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     # An adaptive method's counts are slots for what its keep rate lets through.
     if len(schedules) > 1 and not point.adaptive:
         raise InputError(
-            f"reducer {name!r}: expected one of keep_rate, counts, r and ratio; got {', '.join(schedules)}"
+            f"reducer {name!r}: expected one of keep_rate, counts, r and ratio; "
+            f"got {', '.join(schedules)}"
         )
     try:
         return _replaced(point, own)

@@ -94,7 +94,10 @@ def test_rounding_goes_up_to_a_multiple(name):
             {"counts": (5, 3, 2), "r": 3},
             "expected one of keep_rate, counts, r and ratio; got counts, r",
         ),
-        ({"keep_rate": 0.5, "r": 3}, "expected one of keep_rate, counts, r and ratio; got keep_rate, r"),
+        (
+            {"keep_rate": 0.5, "r": 3},
+            "expected one of keep_rate, counts, r and ratio; got keep_rate, r",
+        ),
         ({"keep": 0.5}, "did you mean 'keep_rate'"),
     ],
 )
