@@ -140,7 +140,7 @@ def save_hugging_face(
     params = flat(variables)
     if any(name.startswith(REDUCER) for name in params):
         raise InputError(
-            f"Hugging Face has no place for the weights of {type(model.reducer).__name__}: "
+            f"Hugging Face has no place for the weights of {model.reducer.title}: "
             "expected another --format"
         )
     model, config, arrays = to_hugging_face(model, params)

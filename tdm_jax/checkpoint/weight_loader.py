@@ -130,7 +130,7 @@ class WeightLoader:
         listed += [f"this model has no {why}" for why in reasons]
         if any(name.startswith(REDUCER) for name in found.get("missing", ())):
             listed.append(
-                f"{type(self._model.reducer).__name__} is learned: expected its weights as "
+                f"{self._model.reducer.title} is learned: expected its weights as "
                 "extra_weights, or fresh_reducer to train them"
             )
         heads = [self._mappings[path] for path in self._mappings if path.startswith(_HEADS)]

@@ -73,7 +73,7 @@ def create_model(
         tagged = [known for known in MODELS if known.startswith(f"{name.partition('.')[0]}.")]
         where = "" if tagged else "tdm_jax.list_models()"
         raise unknown("model", name, tagged or list_models(), where)
-    known = {*_FIELDS, *_settings_of(reducer)}
+    known = {*_FIELDS, *_settings_of(reducer, settings)}
     for key in settings:
         if key not in known:
             raise unknown("setting", key, known)
@@ -108,10 +108,12 @@ def _preprocessing(fields: Mapping[str, Any], *, published: bool) -> Preprocessi
     )
 
 
-def _settings_of(reducer: str | Reducer | Mapping[str, Any]) -> set[str]:
+def _settings_of(reducer: str | Reducer | Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     if isinstance(reducer, Reducer):
         return settings_of(reducer)
-    return setting_names(reducer if isinstance(reducer, str) else str(reducer.get("name")))
+    if isinstance(reducer, str):
+        return setting_names(reducer, given)
+    return setting_names(str(reducer.get("name")), {**reducer, **given})
 
 
 def _reducer(

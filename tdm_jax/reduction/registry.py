@@ -1,7 +1,7 @@
 """The table of all methods, and how a name with settings becomes a reducer."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tdm_jax.errors import InputError, unknown
@@ -117,16 +117,20 @@ def axes_table() -> str:
     return table({"tdm": TDM, "tdm/preset=frozen": FROZEN, **REDUCERS})
 
 
-def setting_names(name: str) -> set[str]:
+def setting_names(name: str, given: Mapping[str, Any] | None = None) -> set[str]:
     """The settings that `make_reducer` takes with this name.
 
+    Args:
+      name: of a method.
+      given: settings of which some may name other parts, which bring their own; or may have older
+        names.
+
     Raises:
-      InputError: the name is unknown.
+      InputError: the name, or that of a part, is unknown.
     """
-    points = _points()
-    if name not in points:
-        raise unknown("reducer", name, points)
-    return settings_of(points[name])
+    given = given or {}
+    names = {setting for _, _, setting in _settings(*_moved(name, given))}
+    return names | {old for old, new in _RENAMED.items() if old in given and new in names}
 
 
 def settings_of(reducer: Reducer) -> set[str]:
@@ -134,17 +138,25 @@ def settings_of(reducer: Reducer) -> set[str]:
     return {setting for _, _, setting in _settings(reducer)}
 
 
-def _settings(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """Where each setting is: the fields that lead to its owner, the owner, and its name."""
+def _settings(
+    value: Any, parts: Mapping[str, Part] | None = None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Where each setting is: the fields that lead to its owner, the owner, and its name.
+
+    Args:
+      value: a reducer or a part.
+      parts: what stands on some of its axes instead.
+      path: the fields that lead to it.
+    """
     for field in dataclasses.fields(value):
-        child = getattr(value, field.name)
+        child = (parts or {}).get(field.name, getattr(value, field.name))
         is_axis = field.name in AXES and isinstance(value, Composed)
         if is_axis and "merger" not in path:
             yield path, value, field.name
         if isinstance(child, Part | Schedule | Composed):
             # A method that has another one inside has the schedule and the scores itself.
             if not ("merger" in path and field.name in ("schedule", "importance")):
-                yield from _settings(child, (*path, field.name))
+                yield from _settings(child, path=(*path, field.name))
         elif not (is_axis or field.metadata.get("fixed") or field.name in _STRUCTURE) and not (
             "merger" in path and field.name == "place"
         ):
@@ -165,15 +177,12 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
     Raises:
       InputError: the name or a setting is unknown, or a setting's value is out of range.
     """
-    known, point = setting_names(name), _points()[name]
-    renamed = {old: new for old, new in _RENAMED.items() if old not in known and new in known}
-    settings = {renamed.get(key, key): _tuples(v) for key, v in settings.items() if v is not None}
-    if name in ("tdm", "topk+tdm") and settings.get("preset") == "frozen":
-        point, known = FROZEN, settings_of(FROZEN) | known
-    own = dict(settings)
-    for axis in AXES.keys() & own.keys() & known:
-        point = dataclasses.replace(point, **{axis: _part(name, axis, own.pop(axis))})
-        known |= settings_of(point)
+    settings = {key: _tuples(value) for key, value in settings.items() if value is not None}
+    own = settings_of(_moved(name, {})[0])
+    for old, new in _RENAMED.items():
+        if old in settings and old not in own and new in own:
+            settings[new] = settings.pop(old)
+    known, (point, parts) = setting_names(name, settings), _moved(name, settings)
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of reducer {name!r}", setting, known or {"(none)"})
@@ -185,9 +194,21 @@ def make_reducer(name: str, **settings: Any) -> Reducer:
             f"got {', '.join(schedules)}"
         )
     try:
-        return _replaced(point, own)
+        return _replaced(point, settings, parts)
     except TypeError as error:
         raise InputError(f"reducer {name!r}: {error}; got {settings}") from error
+
+
+def _moved(name: str, settings: Mapping[str, Any]) -> tuple[Reducer, dict[str, Part]]:
+    """The point of a name, and what settings put on its axes instead."""
+    points = _points()
+    if name not in points:
+        raise unknown("reducer", name, points)
+    frozen = name in ("tdm", "topk+tdm") and settings.get("preset") == "frozen"
+    point = FROZEN if frozen else points[name]
+    axes = settings_of(point) & AXES.keys()
+    given = {axis: settings[axis] for axis in AXES if settings.get(axis) is not None}
+    return point, {axis: _part(name, axis, given[axis]) for axis in given if axis in axes}
 
 
 def _part(name: str, axis: str, value: Any) -> Any:
@@ -198,20 +219,24 @@ def _part(name: str, axis: str, value: Any) -> Any:
     return AXES[axis][value]
 
 
-def _replaced(value: Any, settings: dict[str, Any]) -> Any:
-    """The same with new settings, in whatever part they are; all at once, so that they fit."""
+def _replaced(value: Any, settings: dict[str, Any], parts: Mapping[str, Part]) -> Any:
+    """The same with other parts and settings; all at once, so that they fit."""
     by_path: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, _, setting in _settings(value):
-        if setting in settings:
+    for path, _, setting in _settings(value, parts):
+        if setting in settings and setting not in parts:
             by_path.setdefault(path, {})[setting] = settings[setting]
-    return _rebuilt(value, by_path)
+    return _rebuilt(value, by_path, parts)
 
 
-def _rebuilt(value: Any, by_path: dict[tuple[str, ...], dict[str, Any]]) -> Any:
-    changes = dict(by_path.get((), {}))
-    for child in {path[0] for path in by_path if path}:
+def _rebuilt(
+    value: Any,
+    by_path: dict[tuple[str, ...], dict[str, Any]],
+    parts: Mapping[str, Part] | None = None,
+) -> Any:
+    changes, parts = dict(by_path.get((), {})), parts or {}
+    for child in {path[0] for path in by_path if path} | parts.keys():
         inner = {path[1:]: own for path, own in by_path.items() if path[:1] == (child,)}
-        changes[child] = _rebuilt(getattr(value, child), inner)
+        changes[child] = _rebuilt(parts.get(child, getattr(value, child)), inner)
     return dataclasses.replace(value, **changes) if changes else value
 
 

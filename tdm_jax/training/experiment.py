@@ -229,6 +229,6 @@ def _check_same_weights(model: VisionTransformer, variant: VisionTransformer) ->
     shapes, others = (jax.eval_shape(lambda m=m: _init(m, 0)) for m in (model, variant))
     if shapes != others:
         raise InputError(
-            f"the weights of {type(model.reducer).__name__} change shape with the keep rate; "
+            f"the weights of {model.reducer.title} change shape with the keep rate; "
             "expected keep_warmup.end_epoch=0 and eval.keep_rates=()"
         )

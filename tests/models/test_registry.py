@@ -84,6 +84,8 @@ def test_settings_of_both_in_one_call():
         "tdm", keep_rate=0.5, layers=(1,), preset="default", weight="uniform"
     )
     assert create_model("vit", "tome", r=2, **SIZES).reducer == make_reducer("tome", r=2)
+    moved = dict(grouping="agglomeration", linkage="single", layers=(1,))
+    assert create_model("vit", "tome", **SIZES, **moved).reducer == make_reducer("tome", **moved)
 
 
 def test_none_is_the_default_everywhere():

@@ -17,9 +17,9 @@ from tdm_jax.models.attention import AttentionView
 from tdm_jax.reduction import BlockContext, ViTShape, plan
 from tdm_jax.reduction.averages import AVERAGES, ByBoth, Centre
 from tdm_jax.reduction.axes import AXES
-from tdm_jax.reduction.groupings import GROUPINGS, Bipartite, DensityPeaks
-from tdm_jax.reduction.importance import IMPORTANCES
-from tdm_jax.reduction.metrics import METRICS, HeadKeys, UnitTokens
+from tdm_jax.reduction.groupings import GROUPINGS, Bipartite, DensityPeaks, Medoids, Members
+from tdm_jax.reduction.importance import IMPORTANCES, ClassAttention
+from tdm_jax.reduction.metrics import METRICS, HeadKeys, Keys, UnitTokens
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 PATCHES, WIDTH, HEADS, BATCH = 15, 8, 2, 2
@@ -56,13 +56,13 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["diversity", "frozen"])
+@pytest.mark.parametrize("protected", [0.0, 0.3])
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_every_point_is_a_method_with_a_plan_a_cost_and_a_description(grouping, preset):
+def test_every_point_is_a_method_with_a_plan_a_cost_and_a_description(grouping, protected):
     for metric, average in [(m, a) for g, m, a in POINTS if g == grouping]:
         reducer = make_reducer(
             "tdm",
-            preset=preset,
+            protected=protected,
             grouping=grouping,
             metric=metric,
             average=average,
@@ -82,9 +82,10 @@ def test_every_point_is_a_method_with_a_plan_a_cost_and_a_description(grouping, 
 def test_a_grouping_makes_a_partition_of_the_count_it_is_asked_for(grouping):
     part = GROUPINGS[grouping]
     score = jax.random.uniform(jax.random.key(4), (BATCH, PATCHES))
-    context = stage(make_reducer("tdm"))
+    ones = jnp.ones((BATCH, PATCHES))
+    members = Members(TOKENS, score, ones, stage(make_reducer("tdm")), prefix=1)
     for count in {PATCHES - 2, max(part.fewest(PATCHES), 3), part.fewest(PATCHES)}:
-        merge = part.merge(TOKENS, count, score, context, 1)
+        merge = part.merge(members, count)
         assert merge.keep.shape == (BATCH, count)
         route = np.asarray(merge.route(PATCHES))
         # Each token is in a group, each group has a token, and what stays stays where it is.
@@ -191,12 +192,15 @@ def test_a_group_becomes_its_mean_and_a_centre_stays(average):
 
 
 def test_only_clusters_are_marked_as_clusters():
-    settings = dict(preset="frozen", counts=(10,), layers=(1,))
+    settings = dict(protected=0.3, counts=(10,), layers=(1,))
     kinds = {}
     for name in GROUPINGS:
         after = run(make_reducer("tdm", grouping=name, **settings))
-        assert (after.kind[:, :3] == TokenKind.KEPT).all()
-        kinds[name] = set(np.asarray(after.kind[:, 3:]).ravel().tolist())
+        if GROUPINGS[name].by_place:  # the attentive are where they were
+            kinds[name] = set(np.asarray(after.kind).ravel().tolist())
+        else:
+            assert (after.kind[:, :3] == TokenKind.KEPT).all()
+            kinds[name] = set(np.asarray(after.kind[:, 3:]).ravel().tolist())
     cluster, alone = {int(TokenKind.CLUSTER)}, {int(TokenKind.KEPT), int(TokenKind.MATCHED)}
     assert kinds == {
         "density_peaks": cluster,
@@ -216,9 +220,19 @@ def test_an_axis_takes_a_name_or_a_part_and_its_settings():
     assert make_reducer("topk", importance="chance", seed=7).importance.seed == 7
     assert make_reducer("tdm", metric="unit_tokens").metric == UnitTokens()
     assert make_reducer("pitome", average="centre").average == Centre()
-    with pytest.raises(InputError, match="neighbors"):
-        make_reducer("tome", neighbors=3)
+    for moved in ({}, {"grouping": "agglomeration"}):
+        with pytest.raises(InputError, match="unknown setting of reducer 'tome' 'neighbors'"):
+            make_reducer("tome", neighbors=3, **moved)
+    with pytest.raises(InputError, match="unknown setting of reducer 'tdm' 'neighbors'"):
+        make_reducer("tdm", grouping="bipartite", neighbors=3)
     assert AXES.keys() == {"importance", "grouping", "metric", "average"}
+
+
+def test_parts_and_settings_that_fit_only_together_are_taken_together():
+    reducer = make_reducer("tome", grouping="medoids", importance="class", average="attention")
+    assert (reducer.grouping, reducer.importance) == (Medoids(), ClassAttention())
+    reducer = make_reducer("dpcknn", metric="keys", place="between", grouping="bipartite")
+    assert (reducer.place, reducer.metric) == ("between", Keys())
 
 
 @pytest.mark.parametrize("axis", AXES)
