@@ -62,8 +62,7 @@ def test_without_its_weights_a_learned_method_names_them(name):
     with pytest.raises(InputError) as error:
         load(name)
     message = str(error.value)
-    owner = type(reducer).__name__
-    assert f"{owner} is learned: expected its weights as extra_weights" in message
+    assert f"{reducer.title} is learned: expected its weights as extra_weights" in message
     tree = jax.eval_shape(lambda key: reducer.init(key, SHAPE), jax.random.key(0))
     stages = f"stage_0-{len(tree) - 1}" if len(tree) > 1 else "stage_0"
     # A long list is cut short.
