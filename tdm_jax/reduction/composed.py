@@ -311,6 +311,8 @@ class Composed(StageReducer):
     ) -> TokenState:
         """One stage: `counts.total` tokens, first the attentive, then the groups.
 
+        Where the grouping goes by place, all stay in the order in which they stood.
+
         Args:
           state: the tokens.
           score: importance.

@@ -13,7 +13,7 @@ Prefix tokens neither merge nor are merged into. With proportional attention eac
 without.
 
 The authors set r by hand (13 in DeiT-S at 224 pixels). A single keep rate, as other methods have
-it, becomes the constant r that costs about the same, see `with_constant_r`.
+it, becomes the constant r that costs about the same, see `schedules.at_equal_cost`.
 """
 
 from tdm_jax.reduction.averages import BySize
