@@ -65,6 +65,17 @@ def parse_json(place: object, text: str) -> dict[str, Any]:
 
 
 @contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """What the system refuses inside becomes an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; expected a writable folder"
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a name beside `path` to write to, which takes the place of `path` at the end.
 
@@ -76,13 +87,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     # The suffix stays: writers choose the format by it.
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; expected a writable folder"
-        ) from error
     try:
         yield beside
         os.replace(beside, path)

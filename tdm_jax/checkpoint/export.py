@@ -20,7 +20,7 @@ from tdm_jax.checkpoint.names import REDUCER
 from tdm_jax.checkpoint.rewriting import Params
 from tdm_jax.checkpoint.timm import timm_config, to_timm
 from tdm_jax.errors import InputError
-from tdm_jax.files import replacing
+from tdm_jax.files import replacing, writable
 from tdm_jax.models.vit import VisionTransformer
 
 METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
@@ -166,12 +166,8 @@ def _replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         hint = "not an exported model, so it stays" if overwrite else "--overwrite would replace it"
         raise InputError(f"{path} exists ({hint}); expected a new name")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with writable(path):
         beside.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; expected a writable folder"
-        ) from error
     try:
         yield beside
         if path.exists():
