@@ -25,7 +25,8 @@ from tdm_jax.analysis.candidate import make_candidates, parse_method
 from tdm_jax.analysis.evaluation import Evaluation
 from tdm_jax.analysis.fidelity import Reference
 from tdm_jax.analysis.results import Result
-from tdm_jax.analysis.search import Measurements, Search, Trial
+from tdm_jax.analysis.search import Measurements, Search, Trial, macs_of_latency
+from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
@@ -47,6 +48,8 @@ def define_flags() -> None:
     flags.DEFINE_string("photos", "", "A folder of photos, instead of --data.")
     flags.DEFINE_list("gmacs", None, "Multiply-adds that an image may cost, in G.")
     flags.DEFINE_list("macs_ratio", None, "The same as shares of the unreduced model's.")
+    text = "The budget as a share of the unreduced model's time on this device, measured first."
+    flags.DEFINE_float("latency_ratio", None, text, 0.0, 1.0)
     flags.DEFINE_integer("images", 192, "Images to choose by.", 8)
     flags.DEFINE_integer("unseen", 384, "Images to report on, which no choice sees.", 8)
     flags.DEFINE_float("dense_weight", 0.25, "Weight of the dense features' loss.", 0.0)
@@ -60,13 +63,20 @@ def main() -> None:
     plots.check_installed()
     if bool(FLAGS.photos) == bool(FLAGS.data):
         raise InputError("a search compares models on images; expected --data or --photos")
-    if (FLAGS.gmacs is None) == (FLAGS.macs_ratio is None):
-        raise InputError("a search needs a budget; expected --gmacs or --macs_ratio")
+    given = [FLAGS.gmacs, FLAGS.macs_ratio, FLAGS.latency_ratio]
+    if sum(budget is not None for budget in given) != 1:
+        raise InputError(
+            "a search needs a budget; expected one of --gmacs, --macs_ratio and --latency_ratio"
+        )
     (candidate,) = make_candidates(methods=["none"], **shared.checkpoint())
     whole = costs.multiply_adds(candidate.model)
     shares = shared.numbers("macs_ratio") or []
     budgets = [int(share * whole) for share in shares]
     budgets = budgets or [int(gmacs * 1e9) for gmacs in shared.numbers("gmacs") or []]
+    if FLAGS.latency_ratio is not None:
+        start.note("search: how much the time buys on this device")
+        timing, size = Timing(rounds=10), FLAGS.eval_batch_size
+        budgets = [macs_of_latency(candidate, FLAGS.latency_ratio, timing, size)]
     settings = {"name": "folder", **shared.preprocessing()} if FLAGS.photos else shared.data()
     config = Evaluation(settings).data_config(candidate.model)
     measured = []

@@ -31,6 +31,7 @@ from tdm_jax.analysis import costs
 from tdm_jax.analysis.candidate import BASELINE, Candidate
 from tdm_jax.analysis.fidelity import Fidelity, Reference
 from tdm_jax.analysis.results import Result
+from tdm_jax.analysis.timing import Timing, compile_forward, measure
 from tdm_jax.checkpoint.integrity import checksums
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
@@ -274,31 +275,7 @@ class Search:
 
     def within(self, name: str, settings: Mapping[str, Any]) -> Trial | None:
         """A method with these settings at the highest keep rate that the budget allows."""
-
-        def costing(**own: Any) -> tuple[int, Trial] | None:
-            trial = Trial.of(name, {**settings, **own})
-            try:
-                model = self.model.clone(reducer=trial.reducer)
-                trial.reducer.check(model.shape)
-                return costs.multiply_adds(model), trial
-            except InputError:
-                return None
-
-        if settings.get("layers") in RUNS:
-            shape = self.model.shape
-            stages = len(Schedule(layers=settings["layers"]).stages(shape))
-            steps = [{"counts": constant_fall(shape.patches, stages, r / 4)} for r in range(4, 400)]
-        else:
-            steps = [{"keep_rate": rate / 400} for rate in range(396, 40, -1)]
-
-        # Costs fall from step to step, up to where there is no way to leave so few tokens.
-        def fits(step: int) -> bool:
-            trial = costing(**steps[step])
-            return trial is None or trial[0] <= self.macs
-
-        first = bisect.bisect_left(range(len(steps)), True, key=fits)
-        every = (costing(**step) for step in steps[first:])
-        return next((t[1] for t in every if t is not None and t[0] <= self.macs), None)
+        return at_budget(self.model, name, settings, self.macs)
 
     def halving(self, trials: Sequence[Trial]) -> list[Trial]:
         """The best trials, the best first."""
@@ -360,6 +337,79 @@ class Search:
             self.note(f"search: block {layer} alone loses {[f'{v:.5f}' for _, v in each[1:]]}")
             found[layer] = tuple(each)
         return found
+
+
+def at_budget(
+    model: VisionTransformer, name: str, settings: Mapping[str, Any], macs: int
+) -> Trial | None:
+    """A method with these settings at the highest keep rate that a budget allows, if at any.
+
+    Where it has a stage in each of a run of blocks, tokens fall by the same number in all of them.
+    """
+
+    def costing(**own: Any) -> tuple[int, Trial] | None:
+        trial = Trial.of(name, {**settings, **own})
+        try:
+            trial.reducer.check(model.shape)
+            return costs.multiply_adds(model.clone(reducer=trial.reducer)), trial
+        except InputError:
+            return None
+
+    if settings.get("layers") in RUNS:
+        shape = model.shape
+        stages = len(Schedule(layers=settings["layers"]).stages(shape))
+        steps = [{"counts": constant_fall(shape.patches, stages, r / 4)} for r in range(4, 400)]
+    else:
+        steps = [{"keep_rate": rate / 400} for rate in range(396, 40, -1)]
+
+    # Costs fall from step to step, up to where there is no way to leave so few tokens.
+    def fits(step: int) -> bool:
+        trial = costing(**steps[step])
+        return trial is None or trial[0] <= macs
+
+    first = bisect.bisect_left(range(len(steps)), True, key=fits)
+    every = (costing(**step) for step in steps[first:])
+    return next((t[1] for t in every if t is not None and t[0] <= macs), None)
+
+
+def macs_of_latency(candidate: Candidate, ratio: float, timing: Timing, batch_size: int) -> int:
+    """The multiply-adds that a share of the unreduced model's time on this device buys.
+
+    Points at one cost differ little in time, so one stands for all: the frozen preset of TDM is
+    measured in turns with the unreduced model, at shares of its cost that are halved in between.
+
+    Args:
+      candidate: whose model.
+      ratio: of the time, in (0, 1).
+      timing: how long to measure.
+      batch_size: images per call.
+
+    Raises:
+      InputError: the preset is not as fast at any cost.
+    """
+    plain = candidate.unreduced()
+    whole = costs.multiply_adds(plain.model)
+    unreduced = compile_forward(plain.model, plain.any_variables(), batch_size)
+    low, high = 0.2, 1.0
+    found = 0
+    for _ in range(5):
+        middle = (low + high) / 2
+        settings = {"preset": "frozen"}
+        trial = at_budget(candidate.model, "tdm", settings, int(middle * whole))
+        fast = False
+        if trial is not None:
+            own = candidate.with_reducer(trial.reducer)
+            program = compile_forward(own.model, own.any_variables(), batch_size)
+            _, measured = measure([unreduced, program], timing)
+            fast = 1 / measured.speedup.median <= ratio
+            found = costs.multiply_adds(own.model) if fast else found
+        low, high = (middle, high) if fast else (low, middle)
+    if not found:
+        raise InputError(
+            f"TDM's frozen preset takes more than {ratio:g} of the unreduced model's time here, "
+            "whatever it costs; expected a larger share"
+        )
+    return found
 
 
 def constant_fall(patches: int, stages: int, r: float) -> tuple[int, ...]:

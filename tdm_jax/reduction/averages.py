@@ -14,7 +14,7 @@ from tdm_jax.ops.gathering import gather_tokens, one_hot
 from tdm_jax.ops.merging import Merge
 from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
 from tdm_jax.reduction.original_weights import import_stages
-from tdm_jax.reduction.parts import Part, linear
+from tdm_jax.reduction.parts import Part, Scores, linear
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -28,16 +28,14 @@ class Average(Part):
         """Multiply-adds where n tokens become m; None for what a grouping counts for a mean."""
         return None
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         """Of each token in its group's mean.
 
         Args:
           state: the tokens.
           score: their importance; 1 where the method has none.
           weights: of the stage, where the average is learned.
-          proportional: whether tokens count in the attention by their size.
+          counted: whether tokens count in the attention by their size.
         """
         raise NotImplementedError
 
@@ -57,27 +55,21 @@ class ByAttention(Average):
 
     by_score = True
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         return score
 
 
 class Uniform(Average):
     """Every token counts once, however many patches it stands for."""
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         return jnp.ones_like(state.size)
 
 
 class BySize(Average):
     """The mean over patches (ToMe)."""
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         return state.size
 
 
@@ -96,9 +88,7 @@ class ByBoth(Average):
     def validate(self, title: str) -> None:
         self.demand(title, "score_weight", self.score_weight >= 0, "be at least 0")
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         # No root has a gradient at 0.
         return state.size * jnp.maximum(score, 1e-9) ** self.score_weight
 
@@ -106,10 +96,8 @@ class ByBoth(Average):
 class AsCounted(Average):
     """By size where tokens count so in the attention, else each once (ATC)."""
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
-        return state.size if proportional else jnp.ones_like(state.size)
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
+        return state.size if counted else jnp.ones_like(state.size)
 
 
 class Centre(Uniform):
@@ -154,9 +142,7 @@ class Scored(Average):
         names = {"score.weight": "kernel", "score.bias": "bias"}
         return import_stages(owner, arrays, "cluster_layers", names)
 
-    def weigh(
-        self, state: TokenState, score: Float[Array, "b n"], weights: Weights, proportional: bool
-    ) -> Float[Array, "b n"]:
+    def weigh(self, state: TokenState, score: Scores, weights: Weights, counted: bool) -> Scores:
         logit = (state.tokens.astype(jnp.float32) @ weights["kernel"] + weights["bias"])[..., 0]
         # A factor that all tokens share leaves every mean as it is.
         logit = logit - jax.lax.stop_gradient(logit.max(axis=-1, keepdims=True))

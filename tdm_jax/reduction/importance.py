@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, ViTShape, Weights
-from tdm_jax.reduction.parts import Part
+from tdm_jax.reduction.parts import Part, Scores
 from tdm_jax.reduction.token_state import TokenState
 
 
@@ -57,9 +57,7 @@ class Importance(Part):
         """Multiply-adds of n tokens' scores, by torchprofile's convention."""
         return 0
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         """The scores, in float32, given a context with attention.
 
         Args:
@@ -104,9 +102,7 @@ class ClassAttention(Importance):
     def macs(self, n: int, shape: ViTShape) -> int:
         return n
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         return _attention(context).class_row().mean(axis=1)
 
 
@@ -117,9 +113,7 @@ class ValueNorm(ClassAttention):
         # The squares of the values, and attention times norm in each head.
         return n * shape.width + n * shape.num_heads
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         attention = _attention(context)
         values = attention.values().astype(jnp.float32)
         # No norm has a gradient at 0.
@@ -130,9 +124,7 @@ class ValueNorm(ClassAttention):
 class HeadValueNorm(ValueNorm):
     """Class attention times the norm of the token's value, head by head."""
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         attention = _attention(context)
         values = attention.values().astype(jnp.float32)
         norm = jnp.sqrt((values * values).sum(axis=-1))
@@ -146,9 +138,7 @@ class HeadValueNorm(ValueNorm):
 class Received(Importance):
     """Attention that a token receives, summed over heads and queries."""
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         return _attention(context).received()
 
 
@@ -158,9 +148,7 @@ class MeanReceived(Received):
     def macs(self, n: int, shape: ViTShape) -> int:
         return n
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         # Each query hands out 1 per head; without a class token their number is n.
         return share(super().measure(state, context, weights))
 
@@ -171,9 +159,7 @@ class KeyNorm(Importance):
     def macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         keys = _attention(context).keys().astype(jnp.float32)
         return share(jnp.sqrt((keys * keys).sum(axis=(2, 3))))
 
@@ -194,9 +180,7 @@ class PoolingAttention(Importance):
         # The queries are folded into the keys' map, with the norm's scale, once: where all are.
         return own + (2 * d * d + 2 * d * heads if n == shape.patches else 0)
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         query: Any = context.pooling
         return query(state.tokens).mean(axis=1)
 
@@ -209,9 +193,7 @@ class Shift(Importance):
     def macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         given: Any = context.update  # there is one after the block
         update = given.astype(jnp.float32)
         # Bounded below: no norm has a gradient at 0.
@@ -230,9 +212,7 @@ class Chance(Importance):
 
     seed: int = 0
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         key = context.key
         if key is None:
             key = jax.random.fold_in(jax.random.key(self.seed), context.layer)

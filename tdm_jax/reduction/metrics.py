@@ -15,6 +15,7 @@ from tdm_jax.reduction.original_weights import import_stages
 from tdm_jax.reduction.parts import Part, linear
 from tdm_jax.reduction.token_state import TokenState
 
+Vectors = Float[Array, "b n k"]
 _WIDE = 1024  # channels from which a learned metric is twice as wide
 
 
@@ -32,9 +33,7 @@ class Metric(Part):
         """Multiply-adds of the vectors of t tokens, prefix included."""
         return 0
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         """The vectors of all patch tokens.
 
         Args:
@@ -64,9 +63,7 @@ class Tokens(Metric):
 
     reads_attention = False
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         return state.tokens
 
     def of(
@@ -86,9 +83,7 @@ class UnitTokens(Tokens):
     def macs(self, t: int, shape: ViTShape) -> int:
         return t * shape.width
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         return unit(state.tokens.astype(jnp.float32))
 
     def of(
@@ -110,9 +105,7 @@ class Keys(Metric):
     def macs(self, t: int, shape: ViTShape) -> int:
         return t * self.width(shape)  # one for each mean
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         attention: Any = context.attention  # there is one at a stage
         return attention.keys().astype(jnp.float32).mean(axis=2)
 
@@ -120,9 +113,7 @@ class Keys(Metric):
 class HeadKeys(Metric):
     """The keys of all heads, side by side."""
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         attention: Any = context.attention
         keys = attention.keys().astype(jnp.float32)
         return keys.reshape(*keys.shape[:2], -1)
@@ -131,9 +122,7 @@ class HeadKeys(Metric):
 class Inputs(Metric):
     """What the block's attention reads: the tokens behind the first norm."""
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         attention: Any = context.attention
         return attention.inputs().astype(jnp.float32)
 
@@ -179,9 +168,7 @@ class Projection(Metric):
         names = {"attn.metric_layer.weight": "kernel", "attn.metric_layer.bias": "bias"}
         return import_stages(owner, arrays, "blocks", names)
 
-    def of_all(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n k"]:
+    def of_all(self, state: TokenState, context: BlockContext, weights: Weights) -> Vectors:
         attention: Any = context.attention
         return project(attention.inputs(), weights)
 

@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import ViTShape, Weights
+
+# One number for each patch token.
+Scores = Float[Array, "b n"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,18 @@ import pytest
 from tdm_jax import load_pretrained
 from tdm_jax import search as command
 from tdm_jax.analysis import costs
+from tdm_jax.analysis import search as searching_module
 from tdm_jax.analysis.candidate import Candidate, parse_method
 from tdm_jax.analysis.fidelity import Fidelity, Reference
-from tdm_jax.analysis.search import Measurements, Search, Trial, allocate, constant_fall
+from tdm_jax.analysis.search import (
+    Measurements,
+    Search,
+    Trial,
+    allocate,
+    constant_fall,
+    macs_of_latency,
+)
+from tdm_jax.analysis.timing import Spread, Timing
 from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import describe_reducer, make_reducer, plan
@@ -139,6 +148,27 @@ def test_the_schedule_is_the_cheapest_sum_of_losses(candidate, whole, share):
     assert removed[0] <= removed[2]
 
 
+@pytest.mark.parametrize("ratio", [0.8, 0.7, 0.01])
+def test_time_buys_multiply_adds(candidate, whole, monkeypatch, ratio):
+    # A machine that takes a tenth of the time for nothing, and the rest by multiply-adds.
+    class Measured:
+        def __init__(self, macs):
+            self.speedup = Spread.of([1 / (0.1 + 0.9 * macs / whole)])
+
+    monkeypatch.setattr(
+        searching_module, "compile_forward", lambda model, *_: costs.multiply_adds(model)
+    )
+    monkeypatch.setattr(
+        searching_module, "measure", lambda programs, _: [Measured(macs) for macs in programs]
+    )
+    if ratio < 0.1:
+        with pytest.raises(InputError, match="more than 0.01 of the unreduced model's time"):
+            macs_of_latency(candidate, ratio, Timing(), 8)
+        return
+    macs = macs_of_latency(candidate, ratio, Timing(), 8)
+    assert ratio - 0.06 < 0.1 + 0.9 * macs / whole <= ratio
+
+
 def test_counts_fall_by_a_constant_that_may_be_a_fraction():
     assert constant_fall(16, 4, 2.5) == (14, 11, 8, 6)
     assert constant_fall(4, 4, 2) == (2, 1, 1, 1)
@@ -185,8 +215,11 @@ def test_bad_input_is_refused_before_work(saved, tmp_path):
     own = {"checkpoint": saved, "output": tmp_path / "search"}
     failing = [
         ({}, "expected --data or --photos"),
-        ({"data": "digits"}, "expected --gmacs or --macs_ratio"),
-        ({"data": "digits", "gmacs": "1", "macs_ratio": "0.5"}, "expected --gmacs or --macs_ratio"),
+        ({"data": "digits"}, "expected one of --gmacs"),
+        (
+            {"data": "digits", "gmacs": "1", "macs_ratio": "0.5"},
+            "expected one of --gmacs",
+        ),
         ({"data": "digits", "macs_ratio": "1.5"}, "expected a budget below"),
     ]
     for settings, message in failing:

@@ -42,6 +42,7 @@ from tdm_jax.reduction.learned import (
     training_key,
 )
 from tdm_jax.reduction.original_weights import import_stages
+from tdm_jax.reduction.parts import Scores
 from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
@@ -127,9 +128,7 @@ class Predicted(Importance):
         predictor: Any = Predictor(parent=None)
         return predictor.apply({"params": weights}, state.tokens, still_there(state))
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         return jnp.exp(self._predict(state, weights)[..., 0])
 
     def mask(

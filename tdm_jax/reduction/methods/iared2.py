@@ -43,7 +43,7 @@ from tdm_jax.reduction.learned import (
     training_key,
 )
 from tdm_jax.reduction.original_weights import import_stages
-from tdm_jax.reduction.parts import linear
+from tdm_jax.reduction.parts import Scores, linear
 from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
@@ -92,9 +92,7 @@ class Interpreted(Importance):
         # Two linear maps, the products, and the mean over heads.
         return (n + 1) * d * d + n * d + n
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         heads = context.shape.num_heads
 
         def project(x: Array, part: str) -> Array:

@@ -37,6 +37,7 @@ from tdm_jax.reduction.importance import Importance
 from tdm_jax.reduction.learned import gumbel_keep, key_mask, recorded, still_there, training_key
 from tdm_jax.reduction.methods.dyvit import ORIGINAL, Predicted, Predictor, predictor_macs
 from tdm_jax.reduction.original_weights import import_stages, stage_name
+from tdm_jax.reduction.parts import Scores
 from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 from tdm_jax.reduction.token_state import TokenState, with_fused
@@ -126,9 +127,7 @@ class HeadPredicted(Importance):
     def _scorer(self, shape: ViTShape) -> HeadScorer:
         return HeadScorer(shape.num_heads, self.gate, parent=None)
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         scorer: Any = self._scorer(context.shape)
         return scorer.apply({"params": weights}, state.tokens, still_there(state))
 

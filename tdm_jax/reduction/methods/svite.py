@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.composed import Composed
@@ -25,6 +25,7 @@ from tdm_jax.reduction.decoupling import Decoupling
 from tdm_jax.reduction.importance import Importance
 from tdm_jax.reduction.learned import training_key
 from tdm_jax.reduction.original_weights import stage_name
+from tdm_jax.reduction.parts import Scores
 from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.token_state import TokenState
 
@@ -67,9 +68,7 @@ class LinearScore(Importance):
     def macs(self, n: int, shape: ViTShape) -> int:
         return n * shape.width
 
-    def measure(
-        self, state: TokenState, context: BlockContext, weights: Weights
-    ) -> Float[Array, "b n"]:
+    def measure(self, state: TokenState, context: BlockContext, weights: Weights) -> Scores:
         score = state.tokens.astype(jnp.float32) @ weights["kernel"] + weights["bias"]
         score = jax.nn.log_softmax(score[..., 0])
         if context.train:
