@@ -227,6 +227,7 @@ def test_bad_input_is_refused_before_work(saved, tmp_path):
             run(**own, **settings)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_plots_and_the_winner(saved, tmp_path, monkeypatch, capsys):
     # Every point is a program to compile.
     small = {"GRID": GRID, "PUBLISHED": ("tome",), "REFINED": {"one_sided": (0.5,)}, "FINALISTS": 1}
