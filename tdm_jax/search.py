@@ -73,14 +73,15 @@ def main() -> None:
     shares = shared.numbers("macs_ratio") or []
     budgets = [int(share * whole) for share in shares]
     budgets = budgets or [int(gmacs * 1e9) for gmacs in shared.numbers("gmacs") or []]
+    settings = {"name": "folder", **shared.preprocessing()} if FLAGS.photos else shared.data()
+    config = Evaluation(settings).data_config(candidate.model)
+    both = photos(config)
     if FLAGS.latency_ratio is not None:
         start.note("search: how much the time buys on this device")
         timing, size = Timing(rounds=10), FLAGS.eval_batch_size
         budgets = [macs_of_latency(candidate, FLAGS.latency_ratio, timing, size)]
-    settings = {"name": "folder", **shared.preprocessing()} if FLAGS.photos else shared.data()
-    config = Evaluation(settings).data_config(candidate.model)
     measured = []
-    for pictures in photos(config):
+    for pictures in both:
         start.note(f"search: what the unreduced model says to {len(pictures)} images")
         pixels = np.stack([picture.pixels for picture in pictures])
         images = np.asarray(normalise(jnp.asarray(pixels), config.mean, config.std))

@@ -318,10 +318,14 @@ class Reducer:
         return {}
 
 
-def require(owner: Any, setting: str, valid: bool, expected: str) -> None:
-    """Raises InputError, with what a setting of `owner` must be and what it is, unless `valid`."""
+def require(owner: Any, setting: str, valid: bool, expected: str, title: str = "") -> None:
+    """Raises InputError, with what a setting of `owner` must be and what it is, unless `valid`.
+
+    A part is none that users know: it speaks in the name of a method, its `title`.
+    """
     if not valid:
-        raise InputError(f"{owner.title}: {setting} must {expected}; got {getattr(owner, setting)}")
+        name = title or owner.title
+        raise InputError(f"{name}: {setting} must {expected}; got {getattr(owner, setting)}")
 
 
 def plan(reducer: Reducer, shape: ViTShape) -> tuple[BlockPlan, ...]:

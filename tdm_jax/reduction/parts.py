@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdm_jax.errors import InputError
-from tdm_jax.reduction.contract import ViTShape, Weights
+from tdm_jax.reduction.contract import ViTShape, Weights, require
 
 # One number for each patch token.
 Scores = Float[Array, "b n"]
@@ -40,8 +39,7 @@ class Part:
 
     def demand(self, title: str, setting: str, valid: bool, expected: str) -> None:
         """Raises InputError, with what a setting must be and what it is, unless `valid`."""
-        if not valid:
-            raise InputError(f"{title}: {setting} must {expected}; got {getattr(self, setting)}")
+        require(self, setting, valid, expected, title)
 
 
 def linear(key: Array, inputs: int, outputs: int) -> Weights:

@@ -10,10 +10,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.reduction.contract import ViTShape
+from tdm_jax.reduction.contract import ViTShape, require
 from tdm_jax.reduction.diffrate_counts import PUBLISHED, published_counts
 
 RAMPS = ("constant", "decreasing", "increasing")
@@ -73,7 +72,7 @@ class Schedule:
 
     def validate(self, title: str) -> None:
         """Raises InputError, in the name of a method, unless every setting is in range."""
-        demand = functools.partial(_demand, title, self)
+        demand = functools.partial(require, self, title=title)
         if isinstance(self.layers, str):
             if self.layers not in (names := (GRADUAL, *RUNS, *PLACES)):
                 raise unknown(f"{title} layers", self.layers, names)
@@ -124,7 +123,7 @@ class Schedule:
 
     def check(self, title: str, shape: ViTShape) -> None:
         """Raises InputError, in the name of a method, if it does not fit a transformer."""
-        demand, patches = functools.partial(_demand, title, self), shape.patches
+        demand, patches = functools.partial(require, self, title=title), shape.patches
         if isinstance(self.counts, str):
             listed = len(PUBLISHED[self.counts].prune)
             if shape.depth != listed:
@@ -281,11 +280,6 @@ def gradual(schedule: Schedule, shape: ViTShape) -> Schedule:
         if n < shape.patches / 8:
             return dataclasses.replace(schedule, layers="all")
     return late
-
-
-def _demand(title: str, part: Any, setting: str, valid: bool, expected: str) -> None:
-    if not valid:
-        raise InputError(f"{title}: {setting} must {expected}; got {getattr(part, setting)}")
 
 
 def _each(value: float | tuple[int, ...]) -> Iterable[float]:
