@@ -28,6 +28,7 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_candidates()
     shared.define_data()
+    shared.define_judging()
     shared.define_calibration()
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the computation.")
     shared.define_measuring()
@@ -39,7 +40,7 @@ def main() -> None:
     output = shared.output()
     candidates = make_candidates(**shared.candidates(), dtype=DTYPES[FLAGS.dtype])
     data = shared.data("calibration needs training images" if FLAGS.calibrate else "")
-    evaluation = Evaluation(data) if data else None
+    evaluation = Evaluation(data, fidelity=FLAGS.fidelity) if data else None
     if evaluation is not None:
         candidates = evaluation.calibrated(candidates, FLAGS.calibrate)
     rows = compare(
@@ -47,6 +48,7 @@ def main() -> None:
         evaluation=evaluation,
         timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
         batch_size=FLAGS.batch_size,
+        tries=FLAGS.tries,
         note=start.note,
     )
     about = environment.describe() | {"batch_size": FLAGS.batch_size, "dtype": FLAGS.dtype}

@@ -69,7 +69,7 @@ def demo(config: ConfigDict, output: Path) -> str:
             candidates.append(Candidate(NAME, method, keep_rate, reduced, weights, training))
 
     _say("evaluating and measuring")
-    evaluation = Evaluation(config=parse(config).data, explains=True)
+    evaluation = Evaluation(config=parse(config).data)
     rows = compare(
         candidates, evaluation=evaluation, timing=Timing(rounds=15), batch_size=64, note=_say
     )
@@ -118,7 +118,7 @@ def round_trip(path: Path, candidate: Candidate, evaluation: Evaluation) -> str:
     variables: Any = candidate.variables
     checkpoint.save_safetensors(path, candidate.model, variables, overwrite=True)
     copy = Candidate(NAME, BASELINE, None, *checkpoint.load_pretrained(path))
-    own, read = (evaluation(one)["top1"] for one in (candidate, copy))
+    own, read = (evaluation(one).columns()["top1_percent"] for one in (candidate, copy))
     if own != read:
         raise RuntimeError(f"{path} has {read}% top-1, the model it was made of {own}%")
     return f"Exported to {path.name} with timm's names and read back: {read:.2f}% top-1, the same."
@@ -129,7 +129,7 @@ def tokens(candidate: Candidate, evaluation: Evaluation) -> figure.Figure:
     pictures = read_examples(evaluation.data_config(candidate.model), 100)
     first = {picture.label: picture.pixels for picture in reversed(pictures)}
     images = np.stack([first[label] for label in sorted(first)])
-    logits, stages = evaluation.explain(candidate, images)
+    logits, _, _, stages = evaluation.explain(candidate, images)
     panels = []
     for i, image in enumerate(images):
         maps = [SourceMap.of(stage, i, candidate.model.shape.grid) for stage in stages]

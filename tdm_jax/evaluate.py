@@ -35,12 +35,7 @@ TABLE = (
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_checkpoint()
-    flags.DEFINE_string(
-        "reducer",
-        None,
-        "Method, with settings as in tdm/preset=published; by default the saved one.",
-    )
-    flags.DEFINE_list("keep_rate", None, "Keep rates; one row for each of them.")
+    shared.define_reducer()
     define_config(None, "Training on whose data to evaluate.")
     shared.define_data(eval_batch_size=0)
     flags.DEFINE_alias("batch_size", "eval_batch_size")

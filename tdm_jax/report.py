@@ -30,6 +30,7 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_candidates()
     shared.define_data()
+    shared.define_judging()
     shared.define_calibration()
     flags.DEFINE_string(
         "rows", "", "Table for the page, comparison.json or sweep.json; by default it is made."
@@ -45,7 +46,7 @@ def main() -> None:
     plots.check_installed()
     if Path(FLAGS.output).is_dir():
         raise InputError(f"--output: expected a file's name; got the folder {FLAGS.output}")
-    evaluation = Evaluation(shared.data("the explorer needs images"), explains=True)
+    evaluation = Evaluation(shared.data("the explorer needs images"), fidelity=FLAGS.fidelity)
     candidates = make_candidates(**shared.candidates())
     check_page(candidates)
     candidates = evaluation.calibrated(candidates, FLAGS.calibrate)
@@ -57,6 +58,7 @@ def main() -> None:
             evaluation=evaluation,
             timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
             batch_size=FLAGS.batch_size,
+            tries=FLAGS.tries,
             note=start.note,
         )
         remark = environment.line(environment.describe())

@@ -4,7 +4,7 @@ r"""The method that keeps most of a network at a given cost: `python -m tdm_jax.
         --data=folder --data_dir=photos --output=search
 
 needs photos, no labels: `--images` of the training split to choose by, `--unseen` of the validation
-split to report on; or a folder of photos of any kind by `--photos`, which is divided. What is
+split to report on; photos of any kind (`--data=photos`) are divided. What is
 searched, and how, `tdm_jax.analysis.search` says. The same command goes on where it was stopped.
 `search.md`, `.csv`, `.json`, a plot and `best.txt`, which holds the winner as every command takes
 it (`--methods=`, `--reducer=`), follow at the end; with several budgets one of each.
@@ -16,22 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from tdm_jax.analysis import costs, environment, results
 from tdm_jax.analysis.candidate import make_candidates, parse_method
 from tdm_jax.analysis.evaluation import Evaluation
-from tdm_jax.analysis.fidelity import Reference
+from tdm_jax.analysis.fidelity import Photographs
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.search import Measurements, Search, Trial, macs_of_latency
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.data import DataConfig
-from tdm_jax.data.device_transforms import normalise
-from tdm_jax.data.pictures import Picture, read_examples, read_images
+from tdm_jax.data.pictures import Picture, read_examples
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
 from tdm_jax.plotting import plots
@@ -45,7 +43,6 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_checkpoint()
     shared.define_data(eval_batch_size=32)
-    flags.DEFINE_string("photos", "", "A folder of photos, instead of --data.")
     flags.DEFINE_list("gmacs", None, "Multiply-adds that an image may cost, in G.")
     flags.DEFINE_list("macs_ratio", None, "The same as shares of the unreduced model's.")
     text = "The budget as a share of the unreduced model's time on this device, measured first."
@@ -61,8 +58,7 @@ def main() -> None:
     """The command."""
     output: Any = shared.output()
     plots.check_installed()
-    if bool(FLAGS.photos) == bool(FLAGS.data):
-        raise InputError("a search compares models on images; expected --data or --photos")
+    data = shared.data("a search compares models on images")
     given = [FLAGS.gmacs, FLAGS.macs_ratio, FLAGS.latency_ratio]
     if sum(budget is not None for budget in given) != 1:
         raise InputError(
@@ -73,8 +69,7 @@ def main() -> None:
     shares = shared.numbers("macs_ratio") or []
     budgets = [int(share * whole) for share in shares]
     budgets = budgets or [int(gmacs * 1e9) for gmacs in shared.numbers("gmacs") or []]
-    settings = {"name": "folder", **shared.preprocessing()} if FLAGS.photos else shared.data()
-    config = Evaluation(settings).data_config(candidate.model)
+    config = Evaluation(data).data_config(candidate.model)
     both = photos(config)
     if FLAGS.latency_ratio is not None:
         start.note("search: how much the time buys on this device")
@@ -84,10 +79,9 @@ def main() -> None:
     for pictures in both:
         start.note(f"search: what the unreduced model says to {len(pictures)} images")
         pixels = np.stack([picture.pixels for picture in pictures])
-        images = np.asarray(normalise(jnp.asarray(pixels), config.mean, config.std))
-        reference = Reference(candidate, images, batch_size=FLAGS.eval_batch_size)
+        photographs = Photographs(candidate, pixels, config, FLAGS.eval_batch_size)
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-        measured.append(Measurements(candidate, reference, digest, output / "measured"))
+        measured.append(Measurements(candidate, photographs, digest, output / "measured"))
     about = environment.describe() | {"images": len(measured[0]), "unseen": len(measured[1])}
     found: list[list[Result]] = []
     for macs in budgets:
@@ -119,10 +113,10 @@ def write(found: Sequence[Sequence[Result]], output: Path, about: dict[str, Any]
 
 def photos(config: DataConfig) -> tuple[list[Picture], list[Picture]]:
     """Images to choose by and images to report on, each in an order of chance."""
-    if FLAGS.photos:
-        every = shuffled(read_images(FLAGS.photos, config))
+    if config.unlabelled:
+        every = shuffled(read_examples(config, FLAGS.images + FLAGS.unseen, spread=True))
         chosen = min(FLAGS.images, len(every) // 2)
-        return every[:chosen], every[chosen : chosen + FLAGS.unseen]
+        return every[:chosen], every[chosen:]
     chosen = read_examples(config, FLAGS.images, spread=True, split="train")
     return shuffled(chosen), shuffled(read_examples(config, FLAGS.unseen, spread=True))
 

@@ -30,16 +30,21 @@ from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.cli.config import define_config
 from tdm_jax.errors import InputError
-from tdm_jax.plotting import plots
+from tdm_jax.plotting import curves, plots
 from tdm_jax.training.config import parse
 
 FLAGS = flags.FLAGS
+FIGURES = (
+    *(("keep_rate", curves.TOP1), ("flops", curves.TOP1), ("throughput", curves.TOP1)),
+    *(("flops", curves.AGREEMENT), ("flops", curves.COSINE), ("flops", curves.DENSE)),
+)
 
 
 def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_candidates()
     shared.define_data()
+    shared.define_judging()
     shared.define_calibration()
     define_config(None, "Training of each point; without it, no point is trained.")
     flags.DEFINE_list("seeds", ["0"], "Seeds; each point is trained once with each of them.")
@@ -53,11 +58,13 @@ def main() -> None:
     plots.check_installed()
     training = FLAGS.config
     if training is None:
-        evaluation = Evaluation(shared.data("a sweep needs data, or a training's by --config"))
+        data = shared.data("a sweep needs data, or a training's by --config")
+        evaluation = Evaluation(data, fidelity=FLAGS.fidelity)
     elif FLAGS.data:
         raise InputError("the data of a training are its own; expected --data or --config")
     else:
-        evaluation = Evaluation(shared.preprocessing(), parse(training).data)
+        of_training = parse(training).data
+        evaluation = Evaluation(shared.preprocessing(), of_training, fidelity=FLAGS.fidelity)
     candidates = make_candidates(**shared.candidates())
     rows = sweep(
         evaluation.calibrated(candidates, FLAGS.calibrate),
@@ -67,6 +74,7 @@ def main() -> None:
         seeds=shared.numbers("seeds", int) or [],
         timing=Timing(FLAGS.rounds) if FLAGS.measure else None,
         batch_size=FLAGS.batch_size,
+        tries=FLAGS.tries,
         note=start.note,
     )
     about = environment.describe() | {"batch_size": FLAGS.batch_size}
@@ -79,10 +87,14 @@ def draw(rows: Sequence[Result], output: Path) -> None:
     """Plots a sweep's rows, each training by itself."""
     for training in dict.fromkeys(row.training for row in rows):
         trained = [row for row in rows if row.training == training]
-        for axis in ("keep_rate", "flops", *["throughput"] * (rows[0].speedup is not None)):
-            figure = plots.plot(trained, axis, f"Top-1, {training}")
+        for axis, value in FIGURES:
+            if not curves.suffices(trained, curves.AXES[axis], value):
+                continue
+            figure = plots.plot(trained, axis, training.capitalize(), value=value)
+            measured = "" if value is curves.TOP1 else f"{value.key.removesuffix('_percent')}-"
             for suffix in (".svg", ".png"):
-                plots.save(figure, output / f"{training.replace(' ', '-')}-{axis}{suffix}")
+                name = f"{training.replace(' ', '-')}-{measured}{axis}{suffix}"
+                plots.save(figure, output / name)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import ast
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from tdm_jax.analysis.budget import at_budget
+from tdm_jax.analysis.costs import multiply_adds
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.errors import InputError
 from tdm_jax.models.registry import MODELS, create_model
@@ -23,6 +25,7 @@ from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, StageReducer, describe_reducer, make_reducer
 
 BASELINE = "none"
+CHANCE = "random"  # the method that others must beat
 KeepRate = float | tuple[float, ...] | None
 # What was read so far, by checkpoint and method: it is read once for all methods without weights.
 Loaded = dict[tuple[str, Reducer | None], tuple[VisionTransformer, PyTree]]
@@ -40,6 +43,7 @@ class Candidate:
       variables: what `model.init` returns; None for a model without weights, which has costs and a
         speed, but no accuracy.
       training: where the weights come from, if that differs within a table ("fine-tuned").
+      budget: multiply-adds in G that its setting was solved for; None where it was given.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Candidate:
     model: VisionTransformer
     variables: PyTree | None = None
     training: str = ""
+    budget: float | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -58,13 +63,22 @@ class Candidate:
     def label(self) -> str:
         """Method, keep rate and training in a few words."""
         rates = np.atleast_1d([] if self.keep_rate is None else self.keep_rate)
-        words = [self.method, "/".join(f"{rate:g}" for rate in rates), self.training]
-        return " ".join(word for word in words if word)
+        level = "/".join(f"{rate:g}" for rate in rates)
+        level = level if self.budget is None else f"{self.budget:.4g}G"
+        return " ".join(word for word in (self.method, level, self.training) if word)
+
+    @property
+    def level(self) -> Any:
+        """What candidates of one cost share: the budget, or else the keep rate."""
+        return self.keep_rate if self.budget is None else self.budget
 
     @property
     def row(self) -> dict[str, Any]:
         """What a `Result` says of who it is."""
         own = {"method": self.method, "keep_rate": self.keep_rate, "training": self.training}
+        if self.budget is not None:
+            settings = {**parse_method(self.method)[1], **described(self.model.reducer)}
+            own["description"] = method_text(self.method.partition("/")[0], settings)
         return {"model": self.name, **own}
 
     def with_reducer(self, reducer: Reducer) -> "Candidate":
@@ -79,7 +93,19 @@ class Candidate:
     def unreduced(self) -> "Candidate":
         """The same transformer without its method."""
         plain = self.with_reducer(Reducer())
-        return dataclasses.replace(plain, method=BASELINE, keep_rate=None, training="")
+        return dataclasses.replace(plain, method=BASELINE, keep_rate=None, training="", budget=None)
+
+    def at_budget(self, macs: int) -> "Candidate":
+        """The same method at the highest cost that a budget allows; the unreduced model as it is.
+
+        Raises:
+          InputError: see `budget.at_budget`.
+        """
+        if self.is_baseline:
+            return self
+        reducer = at_budget(self.model, self.model.reducer, macs)
+        solved = dataclasses.replace(self, model=self.model.clone(reducer=reducer))
+        return dataclasses.replace(solved, keep_rate=_rate(reducer), budget=macs / 1e9)
 
     def any_variables(self) -> PyTree:
         """Its variables, or random ones: how fast a model is does not depend on them."""
@@ -109,6 +135,20 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             settings[key] = value
     return name, settings
+
+
+def method_text(name: str, settings: Mapping[str, Any]) -> str:
+    """What `parse_method` reads; numbers of a list are joined by `-`, for commas split flags."""
+
+    def text(value: Any) -> str:
+        return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return "/".join([name, *(f"{key}={text(value)}" for key, value in settings.items())])
+
+
+def described(reducer: Reducer) -> dict[str, Any]:
+    """A method's settings, as far as they are not its defaults."""
+    return {k: v for k, v in describe_reducer(reducer).items() if k != "name"}
 
 
 def make_candidate(
@@ -154,10 +194,14 @@ def make_candidate(
         if layers is not None and isinstance(reducer, StageReducer):
             reducer = reducer.scheduled(dataclasses.replace(reducer.schedule, layers=tuple(layers)))
         method = describe_reducer(reducer)["name"]
-    rate = None
-    if isinstance(reducer, StageReducer) and (reducer.by_rate or reducer.adaptive):
-        rate = reducer.schedule.keep_rate
+    rate = _rate(reducer)
     return Candidate(model, str(method), rate, built.clone(reducer=reducer), variables)
+
+
+def _rate(reducer: Reducer) -> KeepRate:
+    if isinstance(reducer, StageReducer) and (reducer.by_rate or reducer.adaptive):
+        return reducer.schedule.keep_rate
+    return None
 
 
 def _reducer(
@@ -183,6 +227,8 @@ def make_candidates(
     methods: Sequence[str | None] = (BASELINE,),
     keep_rates: Sequence[KeepRate] = (None,),
     candidates: Sequence[tuple[str, str, float]] = (),
+    gmacs: Sequence[float] = (),
+    macs_ratios: Sequence[float] = (),
     **settings: Any,
 ) -> list[Candidate]:
     """Every model with every method at every keep rate, and more candidates, each one once.
@@ -192,16 +238,26 @@ def make_candidates(
       methods: of all models.
       keep_rates: of all methods; what has no keep rate is there once, however many there are.
       candidates: further ones, as (model, method, keep rate).
+      gmacs: budgets of multiply-adds, in G, instead of the keep rates.
+      macs_ratios: more of them, as shares of what each model takes without reduction.
       **settings: see `make_candidate`.
 
     Raises:
       InputError: there are none, or one cannot be made.
     """
     loaded: Loaded = {}
-    made: dict[tuple[str, str, KeepRate], Candidate] = {}
-    for model, method, keep_rate in (*itertools.product(models, methods, keep_rates), *candidates):
+    made: dict[Any, Candidate] = {}
+    solved = bool(gmacs or macs_ratios)
+    rates = [None] if solved else keep_rates
+    for model, method, keep_rate in (*itertools.product(models, methods, rates), *candidates):
         candidate = make_candidate(model, method, keep_rate, loaded=loaded, **settings)
-        made.setdefault((candidate.name, candidate.method, candidate.keep_rate), candidate)
+        each = [candidate]
+        if solved and keep_rate is None:
+            whole = multiply_adds(candidate.unreduced().model)
+            budgets = [int(g * 1e9) for g in gmacs] + [int(share * whole) for share in macs_ratios]
+            each = [candidate.at_budget(macs) for macs in budgets]
+        for one in each:
+            made.setdefault((one.name, one.method, one.level), one)
     if not made:
         raise InputError("no model given; expected --models or --candidate")
     return list(made.values())

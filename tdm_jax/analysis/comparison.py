@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtyping import PyTree
 
 from tdm_jax.analysis import costs
-from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.candidate import CHANCE, Candidate, with_baselines
 from tdm_jax.analysis.evaluation import Evaluation
+from tdm_jax.analysis.outcome import Outcome
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Measurement, Timing, compile_forward, measure
 from tdm_jax.models.vit import VisionTransformer
@@ -23,6 +25,7 @@ def compare(
     evaluation: Evaluation | None = None,
     timing: Timing | None = None,
     batch_size: int = 32,
+    tries: int = 3,
     note: Callable[[str], None] = _silent,
 ) -> list[Result]:
     """Makes the rows of a comparison, those of `with_baselines(candidates)`.
@@ -32,6 +35,7 @@ def compare(
       evaluation: the data to evaluate on; None for no accuracy.
       timing: how long to measure the speed; None for no measurement.
       batch_size: images per call where the speed is measured, on one device.
+      tries: how often what draws is evaluated.
       note: is told what is being done.
 
     Raises:
@@ -42,16 +46,18 @@ def compare(
         evaluation.check(candidates)
     counted = {candidate.model: costs.count(candidate.model) for candidate in candidates}
     baselines = {c.name: counted[c.model].macs for c in candidates if c.is_baseline}
-    top1: list[float | None] = [None] * len(candidates)
+    outcomes: list[Outcome] = []
     if evaluation is not None:
-        for index, candidate in enumerate(candidates):
+        unreduced = {candidate.name: candidate for candidate in reversed(candidates)}
+        for candidate in candidates:
             note(f"evaluating {candidate.name} {candidate.label}")
-            top1[index] = evaluation(candidate)["top1"]
+            outcomes.append(evaluation.repeated(candidate, unreduced[candidate.name], tries=tries))
+    judged = columns(candidates, outcomes) if outcomes else [{} for _ in candidates]
     speeds: Sequence[Measurement | None] = [None] * len(candidates)
     if timing is not None:
         speeds = measure_speeds(candidates, timing, batch_size=batch_size, note=note)
     rows = []
-    for candidate, accuracy, speed in zip(candidates, top1, speeds, strict=True):
+    for candidate, found, speed in zip(candidates, judged, speeds, strict=True):
         cost, baseline = counted[candidate.model], baselines[candidate.name]
         measured = {}
         if speed is not None:
@@ -60,7 +66,7 @@ def compare(
         rows.append(
             Result(
                 **candidate.row,
-                top1_percent=accuracy,
+                **found,
                 parameters=cost.parameters,
                 macs=cost.macs,
                 flops_reduction_percent=100.0 * (1.0 - cost.macs / baseline),
@@ -68,6 +74,26 @@ def compare(
             )
         )
     return rows
+
+
+def columns(candidates: Sequence[Candidate], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What outcomes tell: by themselves, and beside the unreduced model and random dropping.
+
+    Args:
+      candidates: see `with_baselines`; the first of a name is compared with.
+      outcomes: one for each, all of the same images.
+    """
+    unreduced: dict[str, Outcome] = {}
+    by_chance: dict[Any, Outcome] = {}
+    for candidate, outcome in zip(candidates, outcomes, strict=True):
+        unreduced.setdefault(candidate.name, outcome)
+        if candidate.method == CHANCE:
+            by_chance[candidate.name, candidate.level, candidate.training] = outcome
+    found = []
+    for candidate, outcome in zip(candidates, outcomes, strict=True):
+        chance = by_chance.get((candidate.name, candidate.level, candidate.training))
+        found.append(outcome.columns(unreduced[candidate.name], chance))
+    return found
 
 
 def measure_speeds(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,30 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
+from tqdm import tqdm
 
 from tdm_jax import data
 from tdm_jax.analysis import costs
+from tdm_jax.analysis.answers import Answers, Forward
 from tdm_jax.analysis.calibration import calibrate
 from tdm_jax.analysis.candidate import Candidate, check_weights
+from tdm_jax.analysis.fidelity import Reference
+from tdm_jax.analysis.outcome import Outcome, mean
 from tdm_jax.analysis.results import Result
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.preprocessing import data_config_for
-from tdm_jax.models.info import Stage
 from tdm_jax.models.vit import VisionTransformer
-from tdm_jax.parallel import sharding
-from tdm_jax.training.evaluator import Evaluator, check_fits
+from tdm_jax.training import metrics
+from tdm_jax.training.evaluator import check_fits
+
+_judge = jax.jit(metrics.per_example)
 
 
 class Evaluation:
-    """Evaluates candidates on all devices; what was compiled for a model serves all its weights."""
+    """Evaluates candidates on a validation split, on all devices."""
 
     def __init__(
         self,
         settings: Mapping[str, Any] | None = None,
         config: DataConfig | None = None,
         *,
-        explains: bool = False,
+        fidelity: bool = False,
     ) -> None:
         """Says which data; they are opened when a model is known.
 
@@ -40,12 +46,12 @@ class Evaluation:
           settings: of `data_config_for`, before what a model says of its images.
           config: of a training, whose data are meant; how images are prepared a model that says so
             knows better.
-          explains: whether `explain` will be asked for. It shares the evaluation's program.
+          fidelity: whether candidates are compared with what they are evaluated against.
         """
         self._settings, self._config = dict(settings or {}), config
-        self._explains = explains
-        self._mesh = sharding.make_mesh(sharding.MeshConfig())
-        self._evaluators: dict[VisionTransformer, Evaluator] = {}
+        self._fidelity = fidelity
+        self._forwards: dict[DataConfig, Forward] = {}
+        self._against: tuple[Candidate, Reference] | None = None
 
     def data_config(self, model: VisionTransformer) -> DataConfig:
         """The data as a model wants them."""
@@ -58,29 +64,93 @@ class Evaluation:
         """Raises InputError, before long work, if one has no weights or does not fit the data."""
         check_weights(candidates)
         for model in dict.fromkeys(candidate.model for candidate in candidates):
-            check_fits(model, self.data_config(model))
+            config = self.data_config(model)
+            # Without labels, or without a head, there is fidelity alone.
+            if not (self._fidelity and (config.unlabelled or not model.num_classes)):
+                check_fits(model, config)
 
-    def __call__(self, candidate: Candidate, *, bar: str = "") -> dict[str, float]:
-        """What `Evaluator` finds on the validation split; a bar with that label shows progress."""
-        evaluator, variables = self._placed(candidate)
-        return evaluator(variables, bar=bar)
+    def __call__(
+        self,
+        candidate: Candidate,
+        against: Candidate | None = None,
+        *,
+        seed: int | None = None,
+        bar: str = "",
+    ) -> Outcome:
+        """What a candidate answers to the validation split.
+
+        Args:
+          candidate: with weights.
+          against: what its fidelity is to, where the evaluation was asked for that; None for what
+            the candidate is without its method.
+          seed: of what a method draws; None for its own.
+          bar: label of a progress bar; none without one.
+
+        Raises:
+          InputError: see `check`.
+        """
+        self.check([candidate])
+        model, forward, variables, config = self._placed(candidate)
+        against = against or candidate.unreduced()
+        reference = self._reference(against) if self._fidelity else None
+        is_reference = _same(candidate, against)
+        labelled = bool(model.num_classes) and not config.unlabelled
+        batches = data.eval_batches(dataclasses.replace(config, eval_batch_size=forward.batch_size))
+        steps = -(-data.num_examples(config, "validation") // forward.batch_size)
+        parts: list[Any] = []
+        start = time.monotonic()
+        pending: Any = None
+        for index, batch in enumerate(tqdm(batches, bar, steps, disable=not bar)):
+            answers = forward(model, variables, batch["image"], seed)
+            found: list[Any] = [batch["mask"] > 0]
+            found += [_judge(answers.logits, batch["label"]) if labelled else None]
+            if reference is not None and is_reference:
+                reference(index, batch["image"], answers)
+            found += [reference and reference.compare(index, batch["image"], answers)]
+            # One batch ahead: the device works while the host decodes.
+            parts += [] if pending is None else [jax.device_get(pending)]
+            pending = found
+        parts += [] if pending is None else [jax.device_get(pending)]
+        real, judged, fidelity = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        judged, fidelity = jax.tree.map(lambda array: array[real], (judged, fidelity))
+        scores = {} if judged is None else {k: v.astype(np.float64) for k, v in judged.items()}
+        rate = float(real.sum()) / (time.monotonic() - start)
+        return Outcome(**scores, fidelity=fidelity, images_per_second=rate)
+
+    def repeated(
+        self, candidate: Candidate, against: Candidate | None = None, *, tries: int, bar: str = ""
+    ) -> Outcome:
+        """The same; of a method that draws the mean of several tries, with seeds from 0 on."""
+        seeds = range(tries) if candidate.model.reducer.draws else [None]
+        return mean([self(candidate, against, seed=seed, bar=bar) for seed in seeds])
 
     def explain(
-        self, candidate: Candidate, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
-        """The logits of some images, and what became of their patches."""
-        evaluator, variables = self._placed(candidate)
-        return evaluator.explain(variables, images)
-
-    def _placed(self, candidate: Candidate) -> tuple[Evaluator, PyTree]:
+        self, candidate: Candidate, images: UInt8[np.ndarray, "b h w c"], seed: int | None = None
+    ) -> Answers:
+        """What a candidate answers to some images, before normalisation, and how."""
         check_weights([candidate])
-        model, variables = candidate.model, candidate.variables
-        if model not in self._evaluators:
-            self._evaluators[model] = Evaluator(
-                model, self.data_config(model), self._mesh, variables, explains=self._explains
-            )
-        placed = jax.device_put(variables, sharding.state_shardings(self._mesh, variables))
-        return self._evaluators[model], placed
+        model, forward, variables, _ = self._placed(candidate)
+        parts = []
+        for part in np.split(images, range(forward.batch_size, len(images), forward.batch_size)):
+            answers, real = jax.device_get(forward(model, variables, part, seed)), len(part)
+            parts.append(jax.tree.map(lambda array, real=real: array[:real], answers))
+        return jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(arrays)), *parts)
+
+    def _placed(
+        self, candidate: Candidate
+    ) -> tuple[VisionTransformer, Forward, PyTree, DataConfig]:
+        config = self.data_config(candidate.model)
+        if config not in self._forwards:
+            size = config.eval_batch_size or config.batch_size
+            self._forwards[config] = Forward(config, size)
+        forward = self._forwards[config]
+        return candidate.model, forward, forward.place(candidate.variables), config
+
+    def _reference(self, against: Candidate) -> Reference:
+        if self._against is None or not _same(self._against[0], against):
+            model, forward, variables, _ = self._placed(against)
+            self._against = against, Reference(forward, model, variables)
+        return self._against[1]
 
     def training_images(
         self, model: VisionTransformer, batches: int
@@ -113,18 +183,24 @@ class Evaluation:
         return dataclasses.replace(candidate, model=model)
 
 
+def _same(one: Candidate, other: Candidate) -> bool:
+    """Whether they are one model with the same arrays."""
+    leaves = zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=False)
+    return one.model == other.model and all(x is y for x, y in leaves)
+
+
 def evaluate(candidate: Candidate, evaluation: Evaluation) -> Result:
     """Accuracy, loss and cost of a candidate on the validation split."""
-    accuracy = evaluation(candidate, bar=candidate.method)
+    outcome = evaluation(candidate, bar=candidate.method)
     cost = costs.count(candidate.model)
+    assert outcome.top5 is not None and outcome.loss is not None  # or `check` had refused
     return Result(
         **candidate.row,
-        top1_percent=accuracy["top1"],
-        top5_percent=accuracy["top5"],
-        loss=accuracy["loss"],
-        examples=int(accuracy["count"]),
+        **outcome.columns(),
+        top5_percent=100 * float(outcome.top5.mean()),
+        loss=float(outcome.loss.mean()),
         parameters=cost.parameters,
         macs=cost.macs,
         tokens=cost.tokens,
-        evaluated_images_per_second=accuracy["images_per_second"],
+        evaluated_images_per_second=outcome.images_per_second,
     )

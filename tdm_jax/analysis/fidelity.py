@@ -1,131 +1,176 @@
 """How true a reduced model stays to the unreduced one: on any images, without labels.
 
-Of each image: whether both give the same answer; the cosine of what the head reads (`pooled`); and
-the mean over patches of the cosine of their features, by `Info.patches`.
+Of each image: whether both give the same answer; cosine and relative error of what the head reads,
+the class token, the mean of the patches or what a pooling head made of them; and the means over
+patches of the cosine and the relative error of their features, by `Info.patches`.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt8
 
+from tdm_jax.analysis import statistics
+from tdm_jax.analysis.answers import Answers, Forward
 from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.data import DataConfig
 from tdm_jax.models.vit import VisionTransformer
-from tdm_jax.ops.distances import unit
-from tdm_jax.parallel import sharding
+
+# What is remembered of the unreduced model's patches, in bytes; beyond it they are computed again.
+_REMEMBERED = 2**30
 
 
 class Fidelity(NamedTuple):
-    """Of each image."""
+    """Of each image.
 
-    agreement: Bool[np.ndarray, " n"] | None
+    `agreement` is 1 where both give the same answer; None for a model without a head to answer.
+    """
+
+    agreement: Float[np.ndarray, " n"] | None
     cosine: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
     dense_cosine: Float[np.ndarray, " n"]
+    dense_error: Float[np.ndarray, " n"]
 
     def loss(self, dense_weight: float) -> float:
         """What is lost: one less the cosine, and the dense one's by its weight; means."""
         lost = (1 - self.cosine) + dense_weight * (1 - self.dense_cosine)
         return float(lost.mean())
 
-    def columns(self) -> dict[str, float | None]:
-        """For a `Result`: means, and half the widths of their 95% intervals over images."""
-        agreed = None if self.agreement is None else 100.0 * self.agreement
-        each = {
-            "agreement_percent": agreed,
-            "cosine": self.cosine,
-            "dense_cosine": self.dense_cosine,
-        }
-        known = {name: value for name, value in each.items() if value is not None}
-        means: dict[str, float | None] = {name: float(v.mean()) for name, v in known.items()}
-        return means | {f"{name}_interval": interval(value) for name, value in known.items()}
+    def columns(self) -> dict[str, Any]:
+        """For a `Result`: means with their 95% intervals over images."""
+        found: dict[str, Any] = {}
+        if self.agreement is not None:
+            found["agreement_percent"] = 100 * float(self.agreement.mean())
+            found["agreement_percent_interval"] = statistics.of_share(self.agreement)
+        for name in ("cosine", "error", "dense_cosine", "dense_error"):
+            found[name] = float(getattr(self, name).mean())
+            found[f"{name}_interval"] = statistics.half_width(getattr(self, name))
+        return found
 
 
-def interval(values: Float[np.ndarray, " n"]) -> float | None:
-    """Half the width of the 95% interval of a mean, by the normal approximation."""
-    if len(values) < 2:
-        return None
-    return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+class Kept(NamedTuple):
+    """What there is to compare with, of a batch. Half precision is exact enough for a cosine."""
+
+    answer: Array
+    pooled: Float[Array, "b d"]
+    patches: Float[Array, "b p d"]
 
 
 class Reference:
-    """What the unreduced model says to some images, to compare with."""
+    """What the unreduced model says to batches, remembered as far as there is room."""
+
+    def __init__(self, forward: Forward, model: VisionTransformer, variables: PyTree) -> None:
+        """Of a model.
+
+        Args:
+          forward: runs it.
+          model: with a head, or without one.
+          variables: as `forward.place` gave them.
+        """
+        self.model, self.variables = model, variables
+        self._forward = forward
+        self._kept: dict[int, Kept] = {}
+        self._room = _REMEMBERED
+
+    def __call__(
+        self, index: int, images: UInt8[np.ndarray, "b h w c"], answers: Answers | None = None
+    ) -> Kept:
+        """Of the batch of that index.
+
+        Args:
+          index: of the batch.
+          images: of the batch.
+          answers: of the unreduced model to them, where they are known.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        answers = answers or self._forward(self.model, self.variables, images)
+        kept = _keep(answers)
+        size = sum(leaf.nbytes for leaf in kept)
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = jax.device_get(kept)
+        return kept
+
+    def compare(self, index: int, images: UInt8[np.ndarray, "b h w c"], answers: Answers) -> Any:
+        """The fidelity of some model's answers to a batch, still on the devices."""
+        found = _compare(answers, self(index, images))
+        return found if self.model.num_classes else found._replace(agreement=None)
+
+
+@jax.jit
+def _keep(answers: Answers) -> Kept:
+    answer = answers.logits.argmax(axis=-1)
+    return Kept(answer, answers.pooled, answers.patches.astype(jnp.float16))
+
+
+@jax.jit
+def _compare(answers: Answers, kept: Kept) -> Any:
+    agreement = (answers.logits.argmax(axis=-1) == kept.answer).astype(jnp.float32)
+    dense = (_alike(answers.patches, kept.patches), _error(answers.patches, kept.patches))
+    cosine, error = _alike(answers.pooled, kept.pooled), _error(answers.pooled, kept.pooled)
+    of_patches = (each.mean(axis=-1) for each in dense)
+    return Fidelity(agreement, cosine, error, *of_patches)  # type: ignore[arg-type]
+
+
+def _alike(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+    return (x * y).sum(axis=-1) / jnp.maximum(norms, 1e-30)
+
+
+def _error(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    norm = jnp.linalg.norm(y, axis=-1)
+    return jnp.linalg.norm(x - y, axis=-1) / jnp.maximum(norm, 1e-30)
+
+
+class Photographs:
+    """Images in memory, on which candidates of one transformer are compared with it unreduced."""
 
     def __init__(
         self,
         candidate: Candidate,
-        images: Float[np.ndarray, "n h w c"],
-        *,
+        pixels: UInt8[np.ndarray, "n h w c"],
+        config: DataConfig,
         batch_size: int = 32,
-        mesh: Mesh | None = None,
     ) -> None:
-        """Runs the unreduced model.
+        """Of images as the model takes them, before normalisation.
 
         Args:
           candidate: whose model, with weights; its method does not matter.
-          images: normalised.
-          batch_size: images per call, rounded up to fill all devices.
-          mesh: of the devices; None for all.
+          pixels: of the images.
+          config: says how they are normalised.
+          batch_size: images per call.
         """
-        self._mesh = sharding.make_mesh(sharding.MeshConfig()) if mesh is None else mesh
-        self._size = -(-min(batch_size, len(images)) // self._mesh.size) * self._mesh.size
-        self._images = images
+        self._pixels = pixels
+        self._forward = Forward(config, min(batch_size, len(pixels)))
         plain = candidate.unreduced()
-        self._answers = self._run(plain.model, plain.variables, len(images))
+        self._reference = Reference(
+            self._forward, plain.model, self._forward.place(plain.variables)
+        )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._pixels)
 
     def __call__(self, candidate: Candidate, count: int | None = None) -> Fidelity:
-        """The fidelity of a model with a method, on the first `count` images (None for all)."""
+        """The fidelity of a candidate on the first `count` images; None for all."""
         count = len(self) if count is None else min(count, len(self))
-        answers = self._run(candidate.model, candidate.variables, count)
-        own, pooled, dense = (np.asarray(x[:count]) for x in self._answers)
-        agreement = None
-        if candidate.model.num_classes:
-            agreement = answers[0].argmax(axis=-1) == own.argmax(axis=-1)
-        return Fidelity(agreement, _cosine(answers[1], pooled), _dense(answers[2], dense))
-
-    def _run(
-        self, model: VisionTransformer, variables: PyTree, count: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        batch = sharding.batch_sharding(self._mesh)
-        variables = jax.device_put(variables, sharding.state_shardings(self._mesh, variables))
-        program = _program(model)
-        parts: list[Sequence[np.ndarray]] = []
-        for start in range(0, count, self._size):
-            images = self._images[start : min(start + self._size, count)]
-            filled = np.resize(images, (self._size, *images.shape[1:]))
-            answers = program(variables, jax.device_put(filled, batch))
-            parts.append([x[: len(images)] for x in jax.device_get(answers)])
-        out, pooled, dense = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return out, pooled, dense
+        size, parts = self._forward.batch_size, []
+        variables = self._forward.place(candidate.variables)
+        for index, start in enumerate(range(0, count, size)):
+            images = self._pixels[start : start + size]
+            answers = self._forward(candidate.model, variables, images)
+            found = jax.device_get(self._reference.compare(index, images, answers))
+            real = min(len(images), count - start)
+            parts.append(jax.tree.map(lambda array, real=real: array[:real], found))
+        return join(parts)
 
 
-@functools.lru_cache(maxsize=2)  # a search comes by hundreds of models
-def _program(model: VisionTransformer) -> Any:
-    def answers(
-        variables: PyTree, images: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, "b k"], Float[Array, "b d"], Float[Array, "b p d"]]:
-        answer: Any = model.apply(variables, images, return_info=True)
-        out, info = answer
-        dense = info.patches.astype(jnp.float32)
-        # Half precision is exact enough for a cosine, and these are what fills the memory.
-        return out, info.pooled.astype(jnp.float32), unit(dense).astype(jnp.float16)
-
-    return jax.jit(answers)
-
-
-def _cosine(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    return (x * y).sum(axis=-1) / np.maximum(norms, 1e-30)
-
-
-def _dense(x: Float[np.ndarray, "n p d"], y: Float[np.ndarray, "n p d"]) -> np.ndarray:
-    each = [(a.astype(np.float32) * b).sum(axis=-1).mean() for a, b in zip(x, y, strict=True)]
-    return np.asarray(each, np.float64)
+def join(parts: Sequence[Fidelity]) -> Fidelity:
+    """One after the other."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -28,11 +28,15 @@ class Result:
     Attributes:
       model, method, keep_rate, training: who it is, see `candidate.Candidate`.
       mode, dtype, batch_size: what was measured.
-      top1_percent: accuracy; with several trainings their mean, beside its standard deviation
-        `top1_spread` and `top1_each`.
+      top1_percent: accuracy, beside its 95% interval over images; with several trainings their
+        mean, beside the standard deviation `top1_spread`, and `top1_each`.
+      over_unreduced, over_random: its difference, in points, from the unreduced model's and from
+        that of random dropping at the same cost, on the same images, with 95% intervals.
+      knn_percent, penalty: of a probe of frozen features, see `probe`.
+      within_noise: from which of them it may be no difference.
       top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
-      agreement_percent, cosine, dense_cosine: how true the model stays to the unreduced one, see
-        `fidelity`, each with half the width of its 95% interval over images.
+      agreement_percent, cosine, error, dense_cosine, dense_error: how true the model stays to the
+        unreduced one, see `fidelity`, with 95% intervals over images (the last four's half widths).
       description: the method as every command takes it.
       tile, layers, counts: of a schedule of token counts, and which tile its sequences fill.
       parameters, macs: scalars, and multiply-adds for one image ("FLOPs" in the papers).
@@ -58,17 +62,30 @@ class Result:
     dtype: str | None = None
     batch_size: int | None = None
     top1_percent: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    over_unreduced: float | None = None
+    over_unreduced_interval: tuple[float, float] | None = None
+    over_random: float | None = None
+    over_random_interval: tuple[float, float] | None = None
+    within_noise: str | None = None
+    knn_percent: float | None = None
+    knn_interval: tuple[float, float] | None = None
+    penalty: float | None = None
     top1_spread: float | None = None
     top1_each: tuple[float, ...] | None = None
     top5_percent: float | None = None
     loss: float | None = None
     examples: int | None = None
     agreement_percent: float | None = None
-    agreement_percent_interval: float | None = None
+    agreement_percent_interval: tuple[float, float] | None = None
     cosine: float | None = None
     cosine_interval: float | None = None
+    error: float | None = None
+    error_interval: float | None = None
     dense_cosine: float | None = None
     dense_cosine_interval: float | None = None
+    dense_error: float | None = None
+    dense_error_interval: float | None = None
     description: str | None = None
     tile: int | None = None
     layers: tuple[int, ...] | None = None
@@ -152,14 +169,22 @@ COLUMNS: dict[str, Column] = {
         Column("training", "Training"),
         Column("dtype", "Type"),
         Column("batch_size", "Batch", str),
-        Column("top1_percent", "Top-1 (%)", lambda v: f"{v:.2f}", "top1_spread"),
+        Column("top1_percent", "Top-1 (%)", lambda v: f"{v:.2f}", "top1_interval"),
+        Column("top1_spread", "SD of trainings", lambda v: f"{v:.2f}"),
+        Column("over_unreduced", "Over none", lambda v: f"{v:+.2f}", "over_unreduced_interval"),
+        Column("over_random", "Over random", lambda v: f"{v:+.2f}", "over_random_interval"),
+        Column("within_noise", "Within noise of"),
+        Column("knn_percent", "k-NN (%)", lambda v: f"{v:.2f}", "knn_interval"),
+        Column("penalty", "Penalty", lambda v: f"{v:.1e}"),
         Column("top5_percent", "Top-5 (%)", lambda v: f"{v:.2f}"),
         Column("loss", "Loss", lambda v: f"{v:.4f}"),
         Column(
             "agreement_percent", "Agreement (%)", lambda v: f"{v:.1f}", "agreement_percent_interval"
         ),
         Column("cosine", "Cosine", lambda v: f"{v:.4f}", "cosine_interval"),
+        Column("error", "Error", lambda v: f"{v:.3f}", "error_interval"),
         Column("dense_cosine", "Dense cosine", lambda v: f"{v:.4f}", "dense_cosine_interval"),
+        Column("dense_error", "Dense error", lambda v: f"{v:.3f}", "dense_error_interval"),
         Column("description", "Description"),
         Column("examples", "Examples", lambda v: f"{v:,}"),
         Column("parameters", "Params (M)", lambda v: significant(v / 1e6)),
@@ -172,7 +197,9 @@ COLUMNS: dict[str, Column] = {
     )
 }
 COMPARISON = (
-    *("model", "method", "keep_rate", "training", "top1_percent", "parameters", "macs"),
+    *("model", "method", "keep_rate", "training", "top1_percent", "top1_spread"),
+    *("over_unreduced", "over_random", "within_noise"),
+    *("agreement_percent", "cosine", "dense_cosine", "parameters", "macs"),
     *("flops_reduction_percent", "images_per_second", "speedup", "diversity", "verdict"),
 )
 

@@ -16,7 +16,6 @@ unreduced model (`fidelity`), at the same multiply-adds.
 Every measurement is kept, so a search that was stopped goes on where it was.
 """
 
-import bisect
 import dataclasses
 import hashlib
 import itertools
@@ -28,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.analysis import costs
-from tdm_jax.analysis.candidate import BASELINE, Candidate
-from tdm_jax.analysis.fidelity import Fidelity, Reference
+from tdm_jax.analysis.budget import at_budget
+from tdm_jax.analysis.candidate import BASELINE, Candidate, described, method_text
+from tdm_jax.analysis.fidelity import Fidelity, Photographs
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Timing, compile_forward, measure
 from tdm_jax.checkpoint.integrity import checksums
@@ -38,7 +38,7 @@ from tdm_jax.files import write_text
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer, make_reducer
 from tdm_jax.reduction.axes import AXES
-from tdm_jax.reduction.schedules import RUNS, Schedule
+from tdm_jax.reduction.schedules import Schedule
 
 # Each axis with the values that are tried.
 GRID: dict[str, tuple[Any, ...]] = {
@@ -106,43 +106,40 @@ class Trial:
     @property
     def description(self) -> str:
         """As every command takes it: `tdm/protected=0.3/...`."""
-        own = [f"{key}={_text(value)}" for key, value in self.settings]
-        return "/".join([self.name, *own])
+        return method_text(self.name, dict(self.settings))
 
     def moved(self, **settings: Any) -> "Trial":
         """The same with some settings changed; a part that goes takes its own with it."""
         kept = dict(self.settings)
+        if "counts" in settings:
+            for other in ("keep_rate", "r", "ratio"):
+                kept.pop(other, None)
         for axis in AXES.keys() & settings.keys():
             for field in dataclasses.fields(getattr(self.reducer, axis)):
                 kept.pop(field.name, None)
         return Trial.of(self.name, {**kept, **settings})
 
 
-def _text(value: Any) -> str:
-    # A list flag splits at commas.
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 class Measurements:
     """Fidelity of trials on images, each measured once and kept in a folder."""
 
     def __init__(
-        self, candidate: Candidate, reference: Reference, digest: str, folder: Path | None
+        self, candidate: Candidate, photographs: Photographs, digest: str, folder: Path | None
     ) -> None:
         """Of one model on some images.
 
         Args:
           candidate: whose model.
-          reference: the images.
+          photographs: the images.
           digest: of what the images are.
           folder: where measurements are kept; None for nowhere.
         """
-        self._candidate, self._reference, self._folder = candidate, reference, folder
+        self._candidate, self._photographs, self._folder = candidate, photographs, folder
         weights = sorted(checksums(candidate.variables).items())
         self._whole = f"{digest}\n{candidate.unreduced().model!r}\n{weights}"
 
     def __len__(self) -> int:
-        return len(self._reference)
+        return len(self._photographs)
 
     def __call__(self, trial: Trial, count: int) -> Fidelity:
         """On the first `count` images."""
@@ -159,18 +156,15 @@ class Measurements:
         return found
 
     def _measure(self, trial: Trial, count: int) -> Fidelity:
-        return self._reference(self._candidate.with_reducer(trial.reducer), count)
+        return self._photographs(self._candidate.with_reducer(trial.reducer), count)
 
 
 def _read(path: Path) -> Fidelity:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        agreement = values["agreement"]
-        return Fidelity(
-            None if agreement is None else np.asarray(agreement, bool),
-            np.asarray(values["cosine"], np.float64),
-            np.asarray(values["dense_cosine"], np.float64),
-        )
+        kept = [values[name] for name in Fidelity._fields]
+        arrays: Any = (None if value is None else np.asarray(value) for value in kept)
+        return Fidelity(*arrays)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged: {error}; expected a measurement (without the file, it is redone)"
@@ -274,8 +268,13 @@ class Search:
         return self.within("tdm", point)
 
     def within(self, name: str, settings: Mapping[str, Any]) -> Trial | None:
-        """A method with these settings at the highest keep rate that the budget allows."""
-        return at_budget(self.model, name, settings, self.macs)
+        """A method with these settings at the highest cost that the budget allows, if at any."""
+        try:
+            reducer = at_budget(self.model, make_reducer(name, **settings), self.macs)
+        except InputError:
+            return None
+        found = {k: tuple(v) if isinstance(v, list) else v for k, v in described(reducer).items()}
+        return Trial.of(name, {**settings, **found})
 
     def halving(self, trials: Sequence[Trial]) -> list[Trial]:
         """The best trials, the best first."""
@@ -339,39 +338,6 @@ class Search:
         return found
 
 
-def at_budget(
-    model: VisionTransformer, name: str, settings: Mapping[str, Any], macs: int
-) -> Trial | None:
-    """A method with these settings at the highest keep rate that a budget allows, if at any.
-
-    Where it has a stage in each of a run of blocks, tokens fall by the same number in all of them.
-    """
-
-    def costing(**own: Any) -> tuple[int, Trial] | None:
-        trial = Trial.of(name, {**settings, **own})
-        try:
-            trial.reducer.check(model.shape)
-            return costs.multiply_adds(model.clone(reducer=trial.reducer)), trial
-        except InputError:
-            return None
-
-    if settings.get("layers") in RUNS:
-        shape = model.shape
-        stages = len(Schedule(layers=settings["layers"]).stages(shape))
-        steps = [{"counts": constant_fall(shape.patches, stages, r / 4)} for r in range(4, 400)]
-    else:
-        steps = [{"keep_rate": rate / 400} for rate in range(396, 40, -1)]
-
-    # Costs fall from step to step, up to where there is no way to leave so few tokens.
-    def fits(step: int) -> bool:
-        trial = costing(**steps[step])
-        return trial is None or trial[0] <= macs
-
-    first = bisect.bisect_left(range(len(steps)), True, key=fits)
-    every = (costing(**step) for step in steps[first:])
-    return next((t[1] for t in every if t is not None and t[0] <= macs), None)
-
-
 def macs_of_latency(candidate: Candidate, ratio: float, timing: Timing, batch_size: int) -> int:
     """The multiply-adds that a share of the unreduced model's time on this device buys.
 
@@ -390,15 +356,18 @@ def macs_of_latency(candidate: Candidate, ratio: float, timing: Timing, batch_si
     plain = candidate.unreduced()
     whole = costs.multiply_adds(plain.model)
     unreduced = compile_forward(plain.model, plain.any_variables(), batch_size)
+    frozen = make_reducer("tdm", preset="frozen")
     low, high = 0.2, 1.0
     found = 0
     for _ in range(5):
         middle = (low + high) / 2
-        settings = {"preset": "frozen"}
-        trial = at_budget(candidate.model, "tdm", settings, int(middle * whole))
         fast = False
-        if trial is not None:
-            own = candidate.with_reducer(trial.reducer)
+        try:
+            reducer = at_budget(candidate.model, frozen, int(middle * whole))
+        except InputError:
+            pass
+        else:
+            own = candidate.with_reducer(reducer)
             program = compile_forward(own.model, own.any_variables(), batch_size)
             _, measured = measure([unreduced, program], timing)
             fast = 1 / measured.speedup.median <= ratio
@@ -410,11 +379,6 @@ def macs_of_latency(candidate: Candidate, ratio: float, timing: Timing, batch_si
             "whatever it costs; expected a larger share"
         )
     return found
-
-
-def constant_fall(patches: int, stages: int, r: float) -> tuple[int, ...]:
-    """Counts that fall by r at every stage, which may be a fraction; at least 1 is left."""
-    return tuple(max(1, round(patches - r * (stage + 1))) for stage in range(stages))
 
 
 def allocate(

@@ -16,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tdm_jax.analysis.candidate import Candidate, with_baselines
-from tdm_jax.analysis.comparison import compare
+from tdm_jax.analysis.comparison import columns, compare
 from tdm_jax.analysis.evaluation import Evaluation
+from tdm_jax.analysis.outcome import Outcome, mean
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Timing
+from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.checkpoint.integrity import checksums
 from tdm_jax.errors import InputError
 from tdm_jax.files import write_text
@@ -70,6 +72,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     timing: Timing | None = None,
     batch_size: int = 32,
+    tries: int = 3,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
     """Finds the accuracy of every point that `output` does not hold yet.
@@ -83,6 +86,7 @@ def sweep(
       seeds: trainings of each point; their accuracies are averaged.
       timing: how long to measure the speed; None for no measurement.
       batch_size: images per call where the speed is measured.
+      tries: how often what draws is evaluated, off the shelf.
       note: is told what is being done.
 
     Returns:
@@ -97,26 +101,35 @@ def sweep(
     points = [Point(candidate) for candidate in candidates]
     if config is not None:
         points += [Point(candidate, seed) for candidate in candidates for seed in seeds]
-    top1: dict[tuple[str, str, str], list[float]] = {}
+    unreduced = {candidate.name: candidate for candidate in reversed(candidates)}
+    found: dict[tuple[int, str], list[Outcome]] = {}
     for index, point in enumerate(points):
-        candidate = point.candidate
         note(f"sweep: {index + 1} of {len(points)}, {point.name}")
-        accuracy = _accuracy(point, evaluation, output / "points", config)
-        top1.setdefault((candidate.name, candidate.label, point.training), []).append(accuracy)
-    rows = []
+        path = output / "points" / f"{point.name}.npz"
+        if path.exists():
+            outcome = Outcome.load(path)
+        else:
+            subject = _trained(point, config, output / "points")
+            against = unreduced[point.candidate.name]
+            often = tries if point.seed is None else 1
+            outcome = evaluation.repeated(subject, against, tries=often)
+            outcome.save(path)
+        found.setdefault((id(point.candidate), point.training), []).append(outcome)
     compared = compare(candidates, timing=timing, batch_size=batch_size, note=note)
-    for candidate, row in zip(candidates, compared, strict=True):
-        for training in dict.fromkeys(point.training for point in points):
-            each = top1[candidate.name, candidate.label, training]
-            rows.append(
-                dataclasses.replace(
-                    row,
-                    training=training,
-                    top1_percent=float(np.mean(each)),
-                    top1_each=tuple(each),
-                    top1_spread=float(np.std(each, ddof=1)) if len(each) > 1 else None,
-                )
-            )
+    trainings = list(dict.fromkeys(point.training for point in points))
+    of_training = {}
+    for training in trainings:
+        own = [dataclasses.replace(candidate, training=training) for candidate in candidates]
+        outcomes = [mean(found[id(candidate), training]) for candidate in candidates]
+        of_training[training] = columns(own, outcomes)
+    rows = []
+    for index, (candidate, row) in enumerate(zip(candidates, compared, strict=True)):
+        for training in trainings:
+            each = [one.top1 for one in found[id(candidate), training]]
+            top1 = [100 * float(hits.mean()) for hits in each if hits is not None]
+            spread = float(np.std(top1, ddof=1)) if len(top1) > 1 else None
+            known = of_training[training][index] | {"top1_each": tuple(top1), "top1_spread": spread}
+            rows.append(dataclasses.replace(row, training=training, **known))
     return rows
 
 
@@ -129,25 +142,14 @@ def fine_tuning(config: ConfigDict, candidate: Candidate, seed: int) -> ConfigDi
     return config
 
 
-def _accuracy(
-    point: Point, evaluation: Evaluation, folder: Path, config: ConfigDict | None
-) -> float:
-    """Top-1 in percent: what was found before, or else is found now and kept."""
-    path = folder / f"{point.name}.json"
-    if path.exists():
-        try:
-            return float(json.loads(path.read_text(encoding="utf-8"))["top1_percent"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is damaged: {error}; expected a result (without the file, it is redone)"
-            ) from error
+def _trained(point: Point, config: ConfigDict | None, folder: Path) -> Candidate:
+    """The candidate of a point, after its training where it has one."""
     if point.seed is None:
-        top1 = evaluation(point.candidate)["top1"]
-    else:
-        training = fine_tuning(config, point.candidate, point.seed)
-        top1 = train_to_end(training, folder / point.name)["top1"]
-    write_text(path, json.dumps({"point": point.name, "top1_percent": top1}) + "\n")
-    return top1
+        return point.candidate
+    workdir = folder / point.name
+    train_to_end(fine_tuning(config, point.candidate, point.seed), workdir)
+    model, variables = load_pretrained(workdir / "model")
+    return dataclasses.replace(point.candidate, model=model, variables=variables)
 
 
 def _claim(output: Path, data: Mapping[str, Any], config: ConfigDict | None) -> None:

@@ -28,6 +28,10 @@ def define_candidates(models: Sequence[str] = (), methods: Sequence[str] = ("non
     text = "Methods to run each model with, with settings as in tdm/preset=published."
     flags.DEFINE_list("methods", list(methods), text)
     flags.DEFINE_list("keep_rates", ["0.7"], "Keep rates to run each method at.")
+    text = "Multiply-adds in G to bring each method to, instead of keep rates, by its own setting."
+    flags.DEFINE_list("gmacs", None, text)
+    text = "The same as shares of what the model takes without reduction."
+    flags.DEFINE_list("macs_ratio", None, text)
     text = "One more row, as MODEL:METHOD:KEEP_RATE. May be given several times."
     flags.DEFINE_multi_string("candidate", [], text)
     flags.DEFINE_alias("entry", "candidate")
@@ -50,6 +54,8 @@ def candidates() -> dict[str, Any]:
         "methods": FLAGS.methods or ["none"],
         "keep_rates": numbers("keep_rates") or [None],
         "candidates": further,
+        "gmacs": numbers("gmacs") or [],
+        "macs_ratios": numbers("macs_ratio") or [],
         **_model(),
     }
 
@@ -80,9 +86,17 @@ def _model() -> dict[str, Any]:
     return {"layers": numbers("layers", int), **chosen}
 
 
+def define_reducer() -> None:
+    """The method of the checkpoint."""
+    text = "Method, with settings as in tdm/preset=published; by default the saved one."
+    flags.DEFINE_string("reducer", None, text)
+    flags.DEFINE_list("keep_rate", None, "Keep rates; one row for each of them.")
+
+
 def define_data(eval_batch_size: int = 64) -> None:
     """Which data, and how their images are prepared where that is not as the model says."""
-    flags.DEFINE_string("data", "", "Data to read: digits, folder or tfds:<name>.")
+    text = "Data to read: digits, folder (of class folders), photos (without labels), tfds:<name>."
+    flags.DEFINE_string("data", "", text)
     flags.DEFINE_string("data_dir", "", "Root of the folder, or the data_dir of TFDS.")
     flags.DEFINE_string("split", "", "Name of the validation split, where it has no usual one.")
     text = "Images in a batch of an evaluation; 0 for what the data say."
@@ -124,6 +138,13 @@ def preprocessing() -> dict[str, Any]:
     values = {"mean": numbers("mean"), "std": numbers("std")}
     values |= {"crop_pct": FLAGS.crop_pct, "interpolation": FLAGS.interpolation}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def define_judging() -> None:
+    """What is asked of the answers, beside their accuracy."""
+    text = "Measure how true methods stay to the unreduced model, too; labels are not needed."
+    flags.DEFINE_bool("fidelity", True, text)
+    flags.DEFINE_integer("tries", 3, "How often a method that draws is evaluated.", 1)
 
 
 def define_calibration() -> None:

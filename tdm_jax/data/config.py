@@ -11,6 +11,7 @@ from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 from tdm_jax.parsing import parse
 
+NAMES = ("digits", "folder", "photos")
 AUGMENTATIONS = ("crop", "affine", "none")
 
 
@@ -19,7 +20,8 @@ class DataConfig:
     """One data set with its transforms; `make_config` makes it, with each source's defaults.
 
     Attributes:
-      name: "digits" (embedded), "folder" (class folders under `data_dir`), or "tfds:<name>", where
+      name: "digits" (embedded), "folder" (class folders under `data_dir`), "photos" (all images
+        below `data_dir`, without classes: to look at, not to train on), or "tfds:<name>", where
         `<name>` may carry a builder config and a version: "tfds:imagenet2012_subset/10pct:5.0.0".
       data_dir: root of the folder, or TFDS's data_dir. Unused for digits.
       train_split, validation_split: name in TFDS (slices such as "train[:90%]" too) or folder name.
@@ -87,13 +89,18 @@ class DataConfig:
     workers: int = 0
     max_corrupt: int = 100
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the images have no classes."""
+        return self.name == "photos"
+
     def __post_init__(self) -> None:
         kind, _, dataset = self.name.partition(":")
-        if self.name not in ("digits", "folder") and not (kind == "tfds" and dataset):
-            near = difflib.get_close_matches(self.name, ["digits", "folder"], n=1)
+        if self.name not in NAMES and not (kind == "tfds" and dataset):
+            near = difflib.get_close_matches(self.name, NAMES, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"unknown data.name {self.name!r}; {hint}expected digits, folder or tfds:<name>"
+                f"unknown data.name {self.name!r}; {hint}expected {', '.join(NAMES)} or tfds:<name>"
             )
         for holds, expected, keys in _RANGES:
             for key in keys:

@@ -72,6 +72,24 @@ def open_folder(root: Path, role: str, train: str, validation: str, holdout: flo
     return _folder_source(root, files)
 
 
+def open_photos(root: Path, role: str) -> FolderSource:
+    """All images below a directory, at any depth, without classes: each has the label 0.
+
+    Args:
+      root: the directory.
+      role: "validation".
+
+    Raises:
+      InputError: there is no image, or somebody wants to train on them.
+    """
+    if role == "train":
+        raise InputError("photos have no classes to train on; expected data.name='folder'")
+    files = _images(root, ".")
+    if not files:
+        raise InputError(f"no images under {root}")
+    return FolderSource(root, files, np.zeros(len(files), int), ())
+
+
 def _open_bare(root: Path, folders: list[str], role: str, holdout: float) -> FolderSource:
     files = {name: _images(root, name) for name in folders}
     few = [name for name, paths in files.items() if len(paths) < 2]

@@ -147,6 +147,7 @@ def eval_batches(
     config: DataConfig,
     split: str = "validation",
     *,
+    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -155,6 +156,7 @@ def eval_batches(
     Args:
       config: what to read; a global batch has `eval_batch_size` rows (`batch_size` if that is 0).
       split: "validation" or "train".
+      start_step: the step of the first batch; seeking is immediate.
       process_index: this host.
       process_count: number of hosts; each gets the same number of batches, all of one shape.
 
@@ -173,8 +175,11 @@ def eval_batches(
     examples = grain.MapDataset.range(steps * batch).map(
         functools.partial(_load_eval, source, transforms.EvalTransform(config), config)
     )
-    rows = functools.partial(host_row, batch=batch, local=local, host=process_index, step=0)
-    return _batches(config, source, _Reindexed(examples, rows, steps * local), local)
+    rows = functools.partial(
+        host_row, batch=batch, local=local, host=process_index, step=start_step
+    )
+    left = (steps - start_step) * local
+    return _batches(config, source, _Reindexed(examples, rows, left), local)
 
 
 def host_row(row: int, *, batch: int, local: int, host: int, step: int) -> int:

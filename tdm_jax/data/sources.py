@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tdm_jax.data.config import DataConfig
-from tdm_jax.data.folder_source import open_folder
+from tdm_jax.data.folder_source import open_folder, open_photos
 from tdm_jax.data.source import SPLITS, Record, Source
 from tdm_jax.errors import InputError, unknown
 
@@ -40,6 +40,8 @@ def _open(
         return DigitsSource(role)
     if name == "folder":
         return open_folder(Path(data_dir).expanduser(), role, train, validation, holdout)
+    if name == "photos":
+        return open_photos(Path(data_dir).expanduser(), role)
     # Imported here: importing TFDS takes a second that the other sources need not wait for.
     from tdm_jax.data import tfds_source
 

@@ -38,7 +38,7 @@ class Value(NamedTuple):
     Attributes:
       key: field of a `Result`.
       label: with its unit.
-      spread: field of its standard deviation, or of half its interval.
+      spread: field of its interval, low and high, or of half its width.
     """
 
     key: str
@@ -46,7 +46,11 @@ class Value(NamedTuple):
     spread: str
 
 
-TOP1 = Value("top1_percent", "Top-1 accuracy (%)", "top1_spread")
+TOP1 = Value("top1_percent", "Top-1 accuracy (%)", "top1_interval")
+AGREEMENT = Value(
+    "agreement_percent", "Agreement with the unreduced model (%)", "agreement_percent_interval"
+)
+DENSE = Value("dense_cosine", "Cosine with the unreduced model's patches", "dense_cosine_interval")
 COSINE = Value("cosine", "Cosine with the unreduced model's feature", "cosine_interval")
 
 # Reduction grows from left to right, and the best place is the top right corner.
@@ -67,7 +71,7 @@ class Point(NamedTuple):
     y: float
     keep_rate: float | None = None
     x_error: tuple[float, float] = (0.0, 0.0)
-    y_error: float = 0.0
+    y_error: tuple[float, float] = (0.0, 0.0)
 
 
 def collect(
@@ -90,6 +94,11 @@ def collect(
     for _, points in lines.values():
         points.sort(key=lambda p: p.x, reverse=axis.reverse)
     return lines, references
+
+
+def suffices(rows: Sequence[Result], axis: Axis, value: Value = TOP1) -> bool:
+    """Whether some row has both values."""
+    return any(_has(row, axis.key, value.key) for row in rows)
 
 
 def _reduces(row: Result) -> bool:
@@ -119,12 +128,17 @@ def _point(row: Any, axis: Axis, value: Value) -> Point:
         x = low = high = float(np.mean(getattr(row, axis.key))) / axis.scale
     if axis.spread and _has(row, axis.spread):
         low, high = (float(end) / axis.scale for end in getattr(row, axis.spread))
+    y, y_error = getattr(row, value.key), (0.0, 0.0)
+    if _has(row, value.spread):
+        spread: Any = getattr(row, value.spread)
+        is_pair = isinstance(spread, tuple)
+        y_error = (y - spread[0], spread[1] - y) if is_pair else (spread, spread)
     return Point(
         x,
-        getattr(row, value.key),
+        y,
         float(np.mean(row.keep_rate)) if _has(row, "keep_rate") else None,
         (max(0.0, x - low), max(0.0, high - x)),
-        getattr(row, value.spread) if _has(row, value.spread) else 0.0,
+        y_error,
     )
 
 

@@ -38,7 +38,7 @@ def explorer(
     pixels = np.stack([picture.pixels for picture in pictures])
     methods: dict[str, list[dict[str, Any]]] = {}
     for candidate in candidates:
-        logits, stages = evaluation.explain(candidate, pixels)
+        logits, _, _, stages = evaluation.explain(candidate, pixels)
         shares = jax.device_get(jax.nn.softmax(logits, axis=-1))
         rate = candidate.label.removeprefix(candidate.method).removesuffix(candidate.training)
         method = ", ".join(word for word in (candidate.method, candidate.training) if word)

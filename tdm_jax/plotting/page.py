@@ -18,12 +18,15 @@ from tdm_jax.plotting import curves, plots
 from tdm_jax.plotting.explorer import explorer
 
 TITLE = "Token reduction, compared"
-_PLOTS = {
-    "keep_rate": "Top-1 accuracy against keep rate",
-    "flops": "Top-1 accuracy against multiply-adds per image",
-    "throughput": "Top-1 accuracy against throughput",
-    "diversity": "Top-1 accuracy against diversity",
-}
+_PLOTS = (
+    ("keep_rate", curves.TOP1, "Top-1 accuracy against keep rate"),
+    ("flops", curves.TOP1, "Top-1 accuracy against multiply-adds per image"),
+    ("throughput", curves.TOP1, "Top-1 accuracy against throughput"),
+    ("diversity", curves.TOP1, "Top-1 accuracy against diversity"),
+    ("flops", curves.AGREEMENT, "Agreement with the unreduced model against multiply-adds"),
+    ("flops", curves.COSINE, "Cosine with the unreduced model against multiply-adds"),
+    ("flops", curves.DENSE, "The same of the patches' features"),
+)
 _PLOT_SIZE = (4.8, 3.6)  # legible at a phone's width
 
 
@@ -105,18 +108,17 @@ def _figures(rows: Sequence[Result]) -> list[str]:
     figures: list[str] = []
     if not plots.installed():
         return figures
-    for axis, name in _PLOTS.items():
-        key = curves.AXES[axis].key
-        if not any(known(getattr(row, key)) and known(row.top1_percent) for row in rows):
+    for axis, value, name in _PLOTS:
+        if not curves.suffices(rows, curves.AXES[axis], value):
             continue
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "plot.svg"
-            plots.save(plots.plot(rows, axis, size=_PLOT_SIZE), file)
+            plots.save(plots.plot(rows, axis, size=_PLOT_SIZE, value=value), file)
             text = file.read_text(encoding="utf-8")
         drawing = text[text.index("<svg") :]
         drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
         # Names of one drawing must not be taken for another's.
-        drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{axis}-", drawing)
+        drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{axis}-{value.key}-", drawing)
         label = f'<svg role="img" aria-label="{html.escape(name)}"'
         figures.append(
             f"<figure>{drawing.replace('<svg', label, 1)}<figcaption>{name}</figcaption></figure>"

@@ -171,7 +171,7 @@ def _frame(axes: "Axes", axis: Axis, value: Value, title: str) -> None:
 def _draw_line(axes: "Axes", points: Sequence[Point], look: Look) -> None:
     errors: dict[str, Any] = {
         "xerr": np.array([p.x_error for p in points]).T,
-        "yerr": np.array([p.y_error for p in points]),
+        "yerr": np.array([p.y_error for p in points]).T,
     }
     axes.errorbar(
         [p.x for p in points], [p.y for p in points],

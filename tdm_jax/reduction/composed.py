@@ -8,6 +8,7 @@ tokens are left. Every part is a small frozen value that can be used alone.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from tdm_jax.ops.merging import Merge
 from tdm_jax.ops.ordering import argtopk
 from tdm_jax.reduction.averages import Average, ByAttention
 from tdm_jax.reduction.contract import BlockContext, KeyMask, Reducer, ViTShape, Weights, plan
-from tdm_jax.reduction.decoupling import Counts, Decoupling
+from tdm_jax.reduction.decoupling import PUBLISHED, Counts, Decoupling
 from tdm_jax.reduction.groupings import DensityPeaks, Grouping, Members
-from tdm_jax.reduction.importance import Importance, Preferred, check_importance
+from tdm_jax.reduction.importance import Chance, Importance, Preferred, check_importance
 from tdm_jax.reduction.learned import key_mask
 from tdm_jax.reduction.matching import match
 from tdm_jax.reduction.metrics import Metric, Tokens
@@ -103,6 +104,15 @@ class Composed(StageReducer):
         """All parts but the schedule."""
         used = (self.importance, self.decoupling, self.grouping, self.metric, self.average)
         return tuple(part for part in used if part is not None)
+
+    def variants(self, shape: ViTShape) -> Sequence[Reducer]:
+        if self.decoupling.preset == "published":
+            return [self.at_keep_rate(rate) for rate in sorted(PUBLISHED, reverse=True)]
+        return super().variants(shape)
+
+    @property
+    def draws(self) -> bool:
+        return isinstance(self.importance, Chance)
 
     @property
     def before(self) -> bool:

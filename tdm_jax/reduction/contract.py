@@ -13,6 +13,7 @@ share `StageReducer`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -215,6 +216,11 @@ class Reducer:
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether chance has a say in inference; a key in `rngs` then decides, or a seed."""
+        return False
+
+    @property
     def calibrates(self) -> bool:
         """Whether the method leaves something open that `calibrated` can fix."""
         return self.adaptive
@@ -226,6 +232,14 @@ class Reducer:
           InputError: the method has no keep rate, or none of that value.
         """
         raise InputError(f"{self.title} has no keep rate; got {keep_rate}")
+
+    def variants(self, shape: ViTShape) -> Sequence["Reducer"]:
+        """The same method by the setting that decides its cost, from much to little.
+
+        Raises:
+          InputError: the method has no such setting.
+        """
+        raise InputError(f"{self.title} has no setting that decides its cost")
 
     def warmed_up(self, share: float) -> "Reducer":
         """The method on its way from no reduction, at a share of 0, to itself, at 1.

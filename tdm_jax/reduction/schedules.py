@@ -8,6 +8,7 @@ all patches; DiffRate publishes lists (`diffrate_counts`).
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -179,6 +180,28 @@ class Schedule:
         """The same with a keep rate; what was asked for by number would overrule it."""
         return dataclasses.replace(self, keep_rate=keep_rate, counts=None, r=None, ratio=None)
 
+    def variants(self, shape: ViTShape) -> list["Schedule"]:
+        """The same from many tokens to few, in steps as fine as its counts allow.
+
+        What removes a number of tokens falls by as many in every stage, which may be a fraction.
+        """
+        if self.at_cost_of == "ratio":
+            return [dataclasses.replace(self, ratio=step / 1000) for step in range(999, 499, -1)]
+        if self.at_cost_of != "r":
+            return [self.at_keep_rate(step / 1000) for step in range(999, 0, -1)]
+        if self.layers == GRADUAL:
+            late, every = (dataclasses.replace(self, layers=run) for run in ("from_sixth", "all"))
+            first, most = len(late.stages(shape)), shape.patches * 7 / 8
+            # Where the late blocks end, all take over at the same cost.
+            start = most * (first + 1) / (shape.depth + 1)
+            return [v for v in late.variants(shape) if sum(v.removed(shape)) <= most] + [
+                v for v in every.variants(shape) if sum(v.removed(shape)) > start
+            ]
+        stages = len(self.stages(shape))
+        # More than all, because a stage that cannot remove so many removes what it can.
+        totals = range(1, 2 * shape.patches)
+        return [dataclasses.replace(self, counts=None, r=spread(total, stages)) for total in totals]
+
     def warmed_up(self, share: float) -> "Schedule":
         """On the way from no reduction, at a share of 0, to this, at 1."""
         if share == 1:
@@ -300,6 +323,12 @@ def removals(r: int | tuple[int, ...], ramp: str, stages: int) -> tuple[int, ...
         return (r,) * stages
     rising = tuple(2 * r * stage // (stages - 1) for stage in range(stages))
     return rising if ramp == "increasing" else rising[::-1]
+
+
+def spread(total: int, stages: int) -> tuple[int, ...]:
+    """So many tokens removed in all, as evenly as whole numbers allow."""
+    ends = [round(total * stage / stages) for stage in range(stages + 1)]
+    return tuple(after - before for before, after in itertools.pairwise(ends))
 
 
 def inflected(r: int, inflection: float, stages: int, total: int | None = None) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Methods that reduce at a few stages, by a schedule."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import BlockContext, BlockPlan, Reducer, ViTShape
@@ -37,6 +38,9 @@ class StageReducer(Reducer):
 
     def at_keep_rate(self, keep_rate: float | tuple[float, ...]) -> Reducer:
         return self.scheduled(self.schedule.at_keep_rate(keep_rate))
+
+    def variants(self, shape: ViTShape) -> Sequence[Reducer]:
+        return [self.scheduled(schedule) for schedule in self.schedule.variants(shape)]
 
     def warmed_up(self, share: float) -> Reducer:
         if not (self.by_rate or self.adaptive):

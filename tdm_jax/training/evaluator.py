@@ -5,16 +5,13 @@ import time
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from tdm_jax import data
 from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
-from tdm_jax.models.info import Stage
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
 from tdm_jax.training import metrics
@@ -31,12 +28,8 @@ class Evaluator:
         data_config: DataConfig,
         mesh: Mesh,
         variables: PyTree,
-        *,
-        explains: bool = False,
     ) -> None:
         """Compiles; of `variables` shapes suffice. The batch is rounded up to fill all devices.
-
-        With `explains` the same program also serves `explain`.
 
         Raises:
           InputError: the data have other images or classes than the model.
@@ -45,10 +38,8 @@ class Evaluator:
         size = data_config.eval_batch_size or data_config.batch_size
         size = -(-size // mesh.size) * mesh.size
         self._data_config = dataclasses.replace(data_config, eval_batch_size=size)
-        self._mesh, self._explains = mesh, explains
-        self._step = lower_eval_step(
-            model, self._data_config, size, mesh, variables, explains=explains
-        ).compile()
+        self._mesh = mesh
+        self._step = lower_eval_step(model, self._data_config, size, mesh, variables).compile()
 
     def __call__(
         self, variables: PyTree, split: str = "validation", *, bar: str = ""
@@ -73,25 +64,10 @@ class Evaluator:
         result["images_per_second"] = result["count"] / (time.monotonic() - start)
         return result
 
-    def explain(
-        self, variables: PyTree, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
-        """The logits of some images, before normalisation, and what became of their patches."""
-        size, parts = self._data_config.eval_batch_size, []
-        for part in np.split(images, range(size, len(images), size)):
-            filled = np.resize(part, (size, *part.shape[1:]))
-            batch = {"image": filled, "label": np.zeros(size, np.int32)}
-            batch = sharding.place_batch(self._mesh, batch | {"mask": np.zeros(size, np.float32)})
-            leaves, tree = jax.tree.flatten(self._step(variables, batch)[1:])
-            parts.append(jax.device_get(leaves))
-        joined = [np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True)]
-        return jax.tree.unflatten(tree, map(jnp.asarray, joined))
-
     def _sums(self, variables: PyTree, batches: tqdm) -> Iterator[dict]:
         previous = None
         for batch in batches:
             sums = self._step(variables, sharding.place_batch(self._mesh, batch))
-            sums = sums[0] if self._explains else sums
             # One batch ahead: the device works while the host decodes.
             if previous is not None:
                 yield jax.device_get(previous)

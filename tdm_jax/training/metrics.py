@@ -23,20 +23,22 @@ def top_k(logits: Float[Array, "b c"], labels: Int[Array, " b"], k: int) -> Bool
     return (rank < k) & ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
+def per_example(
+    logits: Float[Array, "b c"], labels: Int[Array, " b"]
+) -> dict[str, Bool[Array, " b"] | Float[Array, " b"]]:
+    """Whether the label is the first answer, among the first five, and the cross entropy."""
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {"top1": top_k(logits, labels, 1), "top5": top_k(logits, labels, 5), "loss": loss}
+
+
 def sums(
     logits: Float[Array, "b c"], labels: Int[Array, " b"], mask: Bool[Array, " b"]
 ) -> dict[str, Float[Array, ""]]:
     """Number of examples, of top-1 and top-5 hits, and summed loss, where `mask` is set."""
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    per_example = {
-        "count": jnp.ones_like(loss),
-        "top1": top_k(logits, labels, 1),
-        "top5": top_k(logits, labels, 5),
-        "loss": loss,
-    }
+    each = {"count": mask, **per_example(logits, labels)}
     return {
         name: jnp.sum(jnp.where(mask, value, 0.0), dtype=jnp.float32)
-        for name, value in per_example.items()
+        for name, value in each.items()
     }
 
 

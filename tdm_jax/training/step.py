@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, PyTree
 
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import augment_batch, normalise
-from tdm_jax.models.info import Stage
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.ops.platform import reverse_mode
 from tdm_jax.parallel.sharding import (
@@ -149,18 +148,11 @@ def eval_step(
     variables: PyTree,
     batch: Mapping[str, Array],
     data_config: DataConfig,
-    *,
-    explains: bool = False,
-) -> Metrics | tuple[Metrics, Float[Array, "b k"], tuple[Stage, ...]]:
-    """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss.
-
-    With `explains` also the logits, and what became of the patches (`Info.stages`).
-    """
+) -> Metrics:
+    """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss."""
     images = normalise(batch["image"], data_config.mean, data_config.std)
-    output: Any = model.apply(variables, images, return_info=explains)
-    logits = output[0] if explains else output
-    sums = metrics.sums(logits, batch["label"], batch["mask"] > 0)
-    return (sums, logits, output[1].stages) if explains else sums
+    logits: Any = model.apply(variables, images)
+    return metrics.sums(logits, batch["label"], batch["mask"] > 0)
 
 
 def lower_train_step(
@@ -185,13 +177,11 @@ def lower_eval_step(
     batch_size: int,
     mesh: Mesh,
     variables: PyTree,
-    *,
-    explains: bool = False,
 ) -> Lowered:
     """The evaluation step over a mesh, ready to compile; of `variables` shapes suffice."""
     step = jax.jit(
         lambda variables, batch: eval_step(
-            model, gather_params(mesh, variables), batch, data_config, explains=explains
+            model, gather_params(mesh, variables), batch, data_config
         ),
         in_shardings=(state_shardings(mesh, variables), batch_sharding(mesh)),
         out_shardings=replicated(mesh),

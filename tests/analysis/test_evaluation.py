@@ -85,9 +85,9 @@ def test_grey_photographs_and_digits_in_colour(make, tmp_path):
             (tmp_path / split / label).mkdir(parents=True)
             Image.new("L", (30, 30), 40 * len(split)).save(tmp_path / split / label / "0.png")
     photos = Evaluation({"name": "folder", "data_dir": str(tmp_path), "eval_batch_size": 8})
-    assert photos(make(num_classes=2))["count"] == 2
+    assert photos(make(num_classes=2)).examples == 2
     colour = make(in_channels=3)
-    assert Evaluation({"name": "digits", "eval_batch_size": 360})(colour)["count"] == 360
+    assert Evaluation({"name": "digits", "eval_batch_size": 360})(colour).examples == 360
 
 
 def test_adaptive_methods_are_calibrated_and_the_others_stay(make):
@@ -110,19 +110,66 @@ def test_training_images_are_shuffled_and_of_one_size(make):
 def test_explaining_shares_the_program_of_the_evaluation(make, monkeypatch):
     """Defect M: a report compiled every model twice."""
     candidate = make("topk", 0.5, layers=(1,))
-    evaluation = Evaluation({"name": "digits", "eval_batch_size": 64}, explains=True)
-    plain = Evaluation({"name": "digits", "eval_batch_size": 64})
-    assert evaluation(candidate)["top1"] == plain(candidate)["top1"]
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 64})
+    evaluation(candidate)
     images = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8)
     with monkeypatch.context() as patch:
         patch.delattr(VisionTransformer, "__call__")  # nothing is traced again
-        logits, (stage,) = evaluation.explain(candidate, images)
-    assert logits.shape == (70, 10)
+        logits, _, patches, (stage,) = evaluation.explain(candidate, images)
+    assert logits.shape == (70, 10) and patches.shape[:2] == (70, 16)
     assert stage.assign.shape == (70, 16)
     config = evaluation.data_config(candidate.model)
     normalised = (images / 255 - config.mean[0]) / config.std[0]
     expected = jax.jit(candidate.model.apply)(candidate.variables, jnp.float32(normalised))
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_fidelity_is_to_the_unreduced_model_on_the_same_images(make, monkeypatch):
+    whole, half = make(), make("topk", 0.5, layers=(1,))
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 100}, fidelity=True)
+    own = evaluation(whole, whole)
+    assert own.fidelity.agreement.all()
+    np.testing.assert_allclose(own.fidelity.cosine, 1, atol=1e-5)
+    other = evaluation(half, whole)
+    assert other.examples == own.examples == 360
+    assert 0.5 < other.fidelity.cosine.mean() < 1 - 1e-5
+    assert 0 < other.fidelity.dense_error.mean() < 1
+    # Without room to remember, the unreduced model is asked again, and says the same.
+    monkeypatch.setattr("tdm_jax.analysis.fidelity._REMEMBERED", 0)
+    forgetful = Evaluation({"name": "digits", "eval_batch_size": 100}, fidelity=True)
+    again = forgetful(half, whole)
+    np.testing.assert_allclose(again.fidelity.cosine, other.fidelity.cosine, atol=1e-6)
+    np.testing.assert_array_equal(again.top1, other.top1)
+
+
+def test_what_draws_is_tried_several_times(make):
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 360})
+    chance = make("random", 0.5, layers=(0,))
+    each = [evaluation(chance, seed=seed) for seed in (0, 1)]
+    assert (each[0].loss != each[1].loss).any()
+    both = evaluation.repeated(chance, tries=2)
+    np.testing.assert_allclose(both.loss, (each[0].loss + each[1].loss) / 2)
+    topk = make("topk", 0.5, layers=(1,))
+    np.testing.assert_array_equal(evaluation.repeated(topk, tries=2).loss, evaluation(topk).loss)
+
+
+def test_photos_without_classes(make, tmp_path):
+    for number in range(3):
+        Image.new("L", (30, 30), 40 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"cut")
+    settings = {"name": "photos", "data_dir": str(tmp_path), "eval_batch_size": 2}
+    outcome = Evaluation(settings, fidelity=True)(make("topk", 0.5, layers=(1,)))
+    assert outcome.top1 is None and outcome.examples == 2
+    assert "agreement_percent" in outcome.columns() and "top1_percent" not in outcome.columns()
+    with pytest.raises(InputError, match="photos has 0 classes; the model has 10"):
+        Evaluation(settings)(make())
+
+
+def test_a_model_without_a_head_has_fidelity_alone(make):
+    evaluation = Evaluation({"name": "digits", "eval_batch_size": 360}, fidelity=True)
+    columns = evaluation(make("topk", 0.5, layers=(1,), num_classes=0)).columns()
+    assert columns["cosine"] < 1
+    assert not {"top1_percent", "agreement_percent"} & columns.keys()
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import pytest
 
 from tdm_jax import make_reducer
 from tdm_jax.analysis.candidate import Candidate
-from tdm_jax.analysis.fidelity import Fidelity, Reference, interval
+from tdm_jax.analysis.fidelity import Fidelity, Photographs
+from tdm_jax.data import make_config
 
 N = 11
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).standard_normal((N, 16, 16, 3)).astype(np.float32)
+    return np.random.default_rng(0).integers(0, 256, (N, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture
@@ -23,27 +24,32 @@ def candidate(tiny_model):
     return Candidate("tiny", "none", None, model, variables)
 
 
+CONFIG = make_config(name="folder", data_dir="photos", image_size=16, mean=(0.5,), std=(0.25,))
+
+
 @pytest.fixture
-def reference(candidate, images):
-    return Reference(candidate, images, batch_size=4)
+def photographs(candidate, images):
+    return Photographs(candidate, images, CONFIG, batch_size=4)
 
 
-def test_the_unreduced_model_is_true_to_itself(candidate, reference):
-    found = reference(candidate)
+def test_the_unreduced_model_is_true_to_itself(candidate, photographs):
+    found = photographs(candidate)
     assert found.agreement.all() and len(found.cosine) == N
     np.testing.assert_allclose(found.cosine, 1, atol=1e-6)
     np.testing.assert_allclose(found.dense_cosine, 1, atol=1e-3)
     assert found.loss(0.25) < 1e-3
-    assert len(reference(candidate, 5).cosine) == 5
+    np.testing.assert_allclose(found.error, 0, atol=1e-3)
+    assert len(photographs(candidate, 5).cosine) == 5
 
 
-def test_answers_features_and_patches_are_compared(candidate, reference, images):
+def test_answers_features_and_patches_are_compared(candidate, photographs, images):
     reduced = candidate.with_reducer(make_reducer("tome", r=4, layers=(1,)))
-    found = reference(reduced)
+    found = photographs(reduced)
+    normalised = np.float32((images / 255 - 0.5) / 0.25)
 
     def answers(one):
         apply = jax.jit(lambda v, x: one.model.apply(v, x, return_info=True))
-        out, info = apply(one.variables, images)
+        out, info = apply(one.variables, normalised)
         return [np.asarray(x, np.float64) for x in (out, info.features[:, 0], info.patches)]
 
     own, other = answers(candidate), answers(reduced)
@@ -53,6 +59,11 @@ def test_answers_features_and_patches_are_compared(candidate, reference, images)
         norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
         return (x * y).sum(-1) / norms
 
+    def error(x, y):
+        return np.linalg.norm(y - x, axis=-1) / np.linalg.norm(x, axis=-1)
+
+    np.testing.assert_allclose(found.error, error(own[1], other[1]), rtol=1e-3)
+    np.testing.assert_allclose(found.dense_error, error(own[2], other[2]).mean(1), atol=2e-3)
     np.testing.assert_allclose(found.cosine, cosine(own[1], other[1]), atol=1e-5)
     np.testing.assert_allclose(found.dense_cosine, cosine(own[2], other[2]).mean(1), atol=1e-3)
     assert found.cosine.mean() < 0.99999
@@ -61,19 +72,17 @@ def test_answers_features_and_patches_are_compared(candidate, reference, images)
 def test_a_model_without_classes_has_no_answers_to_compare(tiny_model, images):
     model, variables = tiny_model(num_classes=0)
     candidate = Candidate("tiny", "none", None, model, variables)
-    columns = Reference(candidate, images)(candidate).columns()
+    columns = Photographs(candidate, images, CONFIG)(candidate).columns()
     assert "agreement_percent" not in columns
     assert columns["cosine"] == pytest.approx(1)
 
 
-def test_intervals_are_of_means():
-    values = np.random.default_rng(1).standard_normal(4000)
-    assert interval(values) == pytest.approx(1.96 / 4000**0.5, rel=0.1)
-    assert interval(values[:1]) is None
-    found = Fidelity(np.array([True, False]), np.array([1.0, 0.5]), np.array([0.5, 0.5]))
+def test_columns_are_means_with_intervals():
+    half = np.array([0.5, 0.5])
+    found = Fidelity(np.array([1.0, 0.0]), np.array([1.0, 0.5]), half, half, half)
     assert found.loss(0.5) == pytest.approx(0.25 + 0.25)
     assert found.columns()["agreement_percent"] == 50
-    assert found.columns()["cosine_interval"] == pytest.approx(1.96 * 0.125**0.5 / 2**0.5)
+    assert found.columns()["cosine_interval"] == pytest.approx(1.96 * 0.125**0.5 / 2**0.5, rel=1e-4)
 
 
 def test_patches_get_back_what_merging_took(tiny_model, images):
@@ -85,6 +94,6 @@ def test_patches_get_back_what_merging_took(tiny_model, images):
 
     def patches(model):
         apply = jax.jit(lambda v, x: model.apply(v, x, return_info=True))
-        return apply({"params": params}, images)[1].patches
+        return apply({"params": params}, images / np.float32(255))[1].patches
 
     np.testing.assert_allclose(patches(model), patches(plain), atol=1e-5)

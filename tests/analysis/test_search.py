@@ -13,17 +13,11 @@ from tdm_jax import search as command
 from tdm_jax.analysis import costs
 from tdm_jax.analysis import search as searching_module
 from tdm_jax.analysis.candidate import Candidate, parse_method
-from tdm_jax.analysis.fidelity import Fidelity, Reference
-from tdm_jax.analysis.search import (
-    Measurements,
-    Search,
-    Trial,
-    allocate,
-    constant_fall,
-    macs_of_latency,
-)
+from tdm_jax.analysis.fidelity import Fidelity, Photographs
+from tdm_jax.analysis.search import Measurements, Search, Trial, allocate, macs_of_latency
 from tdm_jax.analysis.timing import Spread, Timing
 from tdm_jax.checkpoint import describe, save_model
+from tdm_jax.data import make_config
 from tdm_jax.errors import InputError
 from tdm_jax.reduction import describe_reducer, make_reducer, plan
 from tests import commands
@@ -50,7 +44,7 @@ class Planted(Measurements):
     def __call__(self, trial, count):
         self.asked.append((trial, count))
         cosine = np.full(count, 1 - self.loss(trial))
-        return Fidelity(None, cosine, np.ones(count))
+        return Fidelity(None, cosine, 1 - cosine, np.ones(count), np.zeros(count))
 
 
 @pytest.fixture
@@ -169,11 +163,6 @@ def test_time_buys_multiply_adds(candidate, whole, monkeypatch, ratio):
     assert ratio - 0.06 < 0.1 + 0.9 * macs / whole <= ratio
 
 
-def test_counts_fall_by_a_constant_that_may_be_a_fraction():
-    assert constant_fall(16, 4, 2.5) == (14, 11, 8, 6)
-    assert constant_fall(4, 4, 2) == (2, 1, 1, 1)
-
-
 def test_no_budget_above_or_far_below_the_model(candidate, whole):
     with pytest.raises(InputError, match="expected a budget below the"):
         searching(candidate, whole, protected)(GRID)
@@ -182,16 +171,17 @@ def test_no_budget_above_or_far_below_the_model(candidate, whole):
 
 
 def test_what_was_measured_is_not_measured_again(candidate, tmp_path, monkeypatch):
-    images = np.random.default_rng(0).standard_normal((9, 32, 32, 3)).astype(np.float32)
-    reference = Reference(candidate, images)
-    measured = Measurements(candidate, reference, "photos", tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    config = make_config(name="photos", data_dir="photos", image_size=32)
+    photographs = Photographs(candidate, images, config)
+    measured = Measurements(candidate, photographs, "photos", tmp_path)
     trial = Trial.of("tome", {"r": 3})
     first = measured(trial, 9)
-    monkeypatch.setattr(Reference, "__call__", None)
-    again = Measurements(candidate, reference, "photos", tmp_path)(trial, 9)
+    monkeypatch.setattr(Photographs, "__call__", None)
+    again = Measurements(candidate, photographs, "photos", tmp_path)(trial, 9)
     for own, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(own, other)
-    other_photos = Measurements(candidate, reference, "others", tmp_path)
+    other_photos = Measurements(candidate, photographs, "others", tmp_path)
     with pytest.raises(TypeError):
         other_photos(trial, 9)
     (path,) = tmp_path.iterdir()
@@ -214,7 +204,7 @@ def saved(tiny_model, tmp_path):
 def test_bad_input_is_refused_before_work(saved, tmp_path):
     own = {"checkpoint": saved, "output": tmp_path / "search"}
     failing = [
-        ({}, "expected --data or --photos"),
+        ({}, "a search compares models on images; expected --data"),
         ({"data": "digits"}, "expected one of --gmacs"),
         (
             {"data": "digits", "gmacs": "1", "macs_ratio": "0.5"},

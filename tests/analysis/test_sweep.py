@@ -9,9 +9,10 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tdm_jax import create_model
+from tdm_jax import create_model, load_pretrained, make_reducer
 from tdm_jax import sweep as command
 from tdm_jax.analysis import sweep as sweeping
 from tdm_jax.analysis.candidate import make_candidate
@@ -54,12 +55,16 @@ def config():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Stands in for training: remembers what was asked, and answers with the seed."""
+    """Stands in for training: remembers what was asked, and leaves weights that the seed moved."""
     asked = []
 
     def train(config, workdir):
         asked.append((config, workdir))
-        return {"top1": 90.0 + config.seed}
+        settings = config.reducer.to_dict()
+        reducer = make_reducer(settings.pop("name"), **settings)
+        model, variables = load_pretrained(config.init_from, reducer)
+        moved = jax.tree.map(lambda leaf: leaf * (1.0 + config.seed), variables)
+        save_model(workdir / "model", describe(model), moved)
 
     monkeypatch.setattr(sweeping, "train_to_end", train)
     return asked
@@ -88,26 +93,31 @@ def test_each_point_is_trained_from_the_checkpoint(candidates, config, trained, 
     assert [config.seed for config, _ in trained] == [0, 4] * 3
     assert len({workdir for _, workdir in trained}) == 6
     tuned = [row for row in rows if row.training == "fine-tuned"]
-    assert [row.top1_percent for row in tuned] == [92.0] * 3
-    assert tuned[0].top1_spread == pytest.approx(8**0.5)
-    assert rows[0].top1_spread is None
+    for row in tuned:
+        assert len(row.top1_each) == 2 and row.top1_each[0] != row.top1_each[1]
+        assert row.top1_percent == pytest.approx(np.mean(row.top1_each))
+        assert row.top1_spread == pytest.approx(np.std(row.top1_each, ddof=1))
+        # With seed 0 the stand-in leaves the weights as they are off the shelf.
+        shelf = next(r for r in rows if r.training != row.training and r.macs == row.macs)
+        assert row.top1_each[0] == shelf.top1_percent and shelf.top1_spread is None
+    assert tuned[1].over_unreduced == pytest.approx(tuned[1].top1_percent - tuned[0].top1_percent)
 
 
 def test_a_killed_sweep_goes_on(candidates, config, trained, tmp_path, monkeypatch):
     real, left = Evaluation.__call__, [2]
 
-    def killed(self, candidate):
+    def killed(self, candidate, *arguments, **settings):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return real(self, candidate)
+        return real(self, candidate, *arguments, **settings)
 
     monkeypatch.setattr(Evaluation, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         sweep(candidates, DIGITS, tmp_path, config=config)
-    finished = {path: path.read_bytes() for path in (tmp_path / "points").iterdir()}
+    finished = {path: path.read_bytes() for path in (tmp_path / "points").glob("*.npz")}
     assert len(finished) == 2
-    left[0] = 1
+    left[0] = 4
     sweep(candidates, DIGITS, tmp_path, config=config)
     assert len(trained) == 3
     assert all(path.read_bytes() == was for path, was in finished.items())
@@ -115,7 +125,7 @@ def test_a_killed_sweep_goes_on(candidates, config, trained, tmp_path, monkeypat
     left[0] = 0
     sweep(candidates, DIGITS, tmp_path, config=config)
     assert len(trained) == 3
-    left[0] = 1
+    left[0] = 2
     more = make_candidate(candidates[0].name, "topk", 0.25, layers=(1,))
     sweep([*candidates, more], DIGITS, tmp_path, config=config)
     assert len(trained) == 4
@@ -153,7 +163,7 @@ def test_a_training_that_is_told_to_stop_gives_no_result(candidates, config, tmp
         patch.setattr(Progress, "advance", advance_and_signal)
         with pytest.raises(SystemExit, match="stopped at step 1 of .*; the same command continues"):
             sweep(candidates[1:], DIGITS, tmp_path, config=config)
-    assert {path.suffix for path in (tmp_path / "points").glob("*_seed0_*")} == {""}
+    assert not list((tmp_path / "points").glob("*_seed0_*.npz"))
     rows = sweep(candidates[1:], DIGITS, tmp_path, config=config)
     assert [row.training for row in rows].count("fine-tuned") == 2
 
@@ -173,7 +183,7 @@ def test_bad_input(candidates, tmp_path):
     with pytest.raises(InputError, match="name without weights"):
         sweep([make_candidate("deit_tiny_patch16_224")], DIGITS, tmp_path)
     sweep(candidates[:1], DIGITS, tmp_path)
-    (point,) = (tmp_path / "points").glob("*topk*.json")
+    (point,) = (tmp_path / "points").glob("*topk*.npz")
     point.write_text("{")
     with pytest.raises(InputError, match="damaged"):
         sweep(candidates[:1], DIGITS, tmp_path)
@@ -199,10 +209,13 @@ def test_the_command_writes_tables_and_plots(saved, tmp_path, capsys):
     commands.run(command, *arguments, *quick, "--data=digits", f"--output={tmp_path}")
     written = {path.name for path in tmp_path.iterdir()}
     assert {"sweep.md", "sweep.csv", "sweep.json", "points"} <= written
-    plots = {f"off-the-shelf-{axis}.svg" for axis in ("keep_rate", "flops", "throughput")}
-    assert plots <= written
+    plots = {"keep_rate", "flops", "throughput", "agreement-flops", "cosine-flops"}
+    assert {f"off-the-shelf-{name}.svg" for name in plots} <= written
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
     assert [row["training"] for row in rows] == ["off the shelf"] * 2
+    assert rows[0]["cosine"] == pytest.approx(1) and rows[1]["cosine"] < 1
+    low, high = rows[1]["top1_interval"]
+    assert low < rows[1]["top1_percent"] < high
     assert "| off the shelf |" in capsys.readouterr().out
 
 

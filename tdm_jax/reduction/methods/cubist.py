@@ -17,6 +17,7 @@ those of odd rank, each compared with the target as it was, and the last stands.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -71,6 +72,10 @@ class CubistMerge(Reducer):
             "CubistMerge has no keep rate: expected remove_rows and remove_columns; "
             f"got {keep_rate}"
         )
+
+    def variants(self, shape: ViTShape) -> Sequence[Reducer]:
+        sides = [(step // 2, step - step // 2) for step in range(1, 2 * (min(shape.grid) // 2) + 1)]
+        return [dataclasses.replace(self, remove_rows=r, remove_columns=c) for r, c in sides]
 
     def grid(self, shape: ViTShape) -> tuple[int, int]:
         """Rows and columns that are left."""

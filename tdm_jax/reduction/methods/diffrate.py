@@ -17,6 +17,7 @@ order of tokens means nothing to it, nor to the next block, which sorts again.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -81,6 +82,14 @@ class DiffRate(Reducer):
             f"DiffRate has no keep rate: expected prune_kept and merge_kept, or published with one "
             f"of {', '.join(PUBLISHED)}; got {keep_rate}"
         )
+
+    def variants(self, shape: ViTShape) -> Sequence[Reducer]:
+        every = [
+            dataclasses.replace(self, prune_kept=None, merge_kept=None, published=name)
+            for name in PUBLISHED
+            if len(PUBLISHED[name].merge) == shape.depth
+        ]
+        return sorted(every, key=lambda own: -sum(own.kept(shape).merge))
 
     @property
     def _by_name(self) -> bool:

@@ -19,6 +19,7 @@ of 0.1 between them; that is not here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -81,6 +82,9 @@ class ToCom(Reducer):
 
     def at_keep_rate(self, keep_rate: float | tuple[float, ...]) -> Reducer:
         raise InputError(f"ToCom has no keep rate: expected r, from 0 to {MOST}; got {keep_rate}")
+
+    def variants(self, shape: ViTShape) -> Sequence[Reducer]:
+        return [dataclasses.replace(self, r=r) for r in range(1, MOST + 1)]
 
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         return self.merger.block_plan(layer, n, shape)
