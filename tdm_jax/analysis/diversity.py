@@ -6,7 +6,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from tdm_jax import data
-from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.candidate import BASELINE, Candidate, with_baselines
 from tdm_jax.analysis.comparison import compare
 from tdm_jax.analysis.evaluation import Evaluation
+from tdm_jax.analysis.fidelity import block_fidelity
 from tdm_jax.analysis.results import UNKNOWN, Column, Result, markdown, significant
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
@@ -76,20 +78,33 @@ def block_diversity(
     return jnp.stack(scores, axis=1)
 
 
-def mean_diversity(
-    model: VisionTransformer,
-    variables: PyTree,
+class OfBlocks(NamedTuple):
+    """Means over a data set, behind each block.
+
+    Attributes:
+      diversity: r(Z) of the patch tokens.
+      cosine, dense_cosine: fidelity to the unreduced model, see `fidelity.block_fidelity`.
+    """
+
+    diversity: Float[np.ndarray, " depth"]
+    cosine: Float[np.ndarray, " depth"]
+    dense_cosine: Float[np.ndarray, " depth"]
+
+
+def mean_of_blocks(
+    candidate: Candidate,
+    against: Candidate,
     data_config: DataConfig,
     *,
     split: str = "validation",
     limit: int | None = None,
     mesh: Mesh | None = None,
-) -> Float[np.ndarray, " depth"]:
-    """The mean over a data set of r(Z) after each block.
+) -> OfBlocks:
+    """What blocks do to a data set.
 
     Args:
-      model: with its reducer.
-      variables: of the model.
+      candidate: with weights.
+      against: the unreduced one.
       data_config: the data; a batch is rounded up to fill all devices.
       split: "validation" or "train".
       limit: how many batches to read; None for all.
@@ -100,22 +115,25 @@ def mean_diversity(
     size = -(-size // mesh.size) * mesh.size
     data_config = dataclasses.replace(data_config, eval_batch_size=size)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    pair = candidate.model, against.model
 
     @functools.partial(jax.jit, in_shardings=(whole, rows), out_shardings=whole)
-    def sums(variables: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
+    def sums(variables: tuple[PyTree, PyTree], batch: dict[str, Array]) -> tuple[Array, Array]:
         images = normalise(batch["image"], data_config.mean, data_config.std)
-        scores = block_diversity(model, variables, images)
+        scores = block_diversity(pair[0], variables[0], images)
         real = batch["mask"].astype(jnp.float32)
-        return (scores * real[:, None]).sum(axis=0), real.sum()
+        every = jnp.stack([scores, *block_fidelity(pair, variables, images)])
+        return (every * real[:, None]).sum(axis=1), real.sum()
 
-    total, count = np.zeros(model.depth), 0.0
+    variables = candidate.variables, against.variables
+    total, count = np.zeros((3, candidate.model.depth)), 0.0
     for step, batch in enumerate(data.eval_batches(data_config, split)):
         if step == limit:
             break
         score, images = jax.device_get(sums(variables, sharding.place_batch(mesh, batch)))
         total += score
         count += float(images)
-    return total / max(count, 1.0)
+    return OfBlocks(*total / max(count, 1.0))
 
 
 def diversity_rows(
@@ -125,7 +143,7 @@ def diversity_rows(
     block: int = -1,
     limit: int | None = None,
 ) -> list[Result]:
-    """Rows of a comparison with the diversity of the tokens that leave each block.
+    """Rows of a comparison with the diversity and the fidelity of the tokens behind each block.
 
     Args:
       candidates: who takes part; the unreduced model is added.
@@ -141,30 +159,67 @@ def diversity_rows(
             raise InputError(f"expected a block below {depth}; got {block}")
     candidates = with_baselines(candidates)
     rows = []
+    unreduced = {candidate.name: candidate for candidate in reversed(candidates)}
     for row, candidate in zip(compare(candidates, evaluation=evaluation), candidates, strict=True):
-        model = candidate.model
-        config = evaluation.data_config(model)
-        scores = mean_diversity(model, candidate.variables, config, limit=limit).tolist()
+        model, against = candidate.model, unreduced[candidate.name]
+        found = mean_of_blocks(candidate, against, evaluation.data_config(model), limit=limit)
+        scores, cosines, dense = (tuple(values.tolist()) for values in found)
         rows.append(
             dataclasses.replace(
                 row,
                 diversity=scores[block],
-                diversity_per_block=tuple(scores),
+                diversity_per_block=scores,
+                cosine_per_block=cosines,
+                dense_cosine_per_block=dense,
                 tokens_per_block=tuple(plan.out for plan in model.schedule),
             )
         )
     return rows
 
 
+# What stands behind each block, and how it reads.
+TABLES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "diversity_per_block": ("Diversity", significant),
+    "cosine_per_block": ("Cosine of the class token", lambda value: f"{value:.4f}"),
+    "dense_cosine_per_block": ("Cosine of the patches", lambda value: f"{value:.4f}"),
+}
+
+
 def per_block(rows: Sequence[Result]) -> str:
-    """The diversity after each block of `diversity_rows`, as Markdown."""
+    """What `diversity_rows` found behind each block, as Markdown: a table for each of `TABLES`."""
 
-    def score(scores: Sequence[float], block: int) -> str:
-        return significant(scores[block]) if block < len(scores) else UNKNOWN
+    def cell(values: Sequence[float], block: int, show: Callable[[float], str]) -> str:
+        return show(values[block]) if block < len(values) else UNKNOWN
 
-    depth = max(len(row.diversity_per_block or ()) for row in rows)
-    blocks = [
-        Column("diversity_per_block", f"Block {i + 1}", functools.partial(score, block=i))
-        for i in range(depth)
-    ]
-    return markdown(rows, ["model", "method", "keep_rate", *blocks])
+    tables = []
+    for key, (title, show) in TABLES.items():
+        depth = max(len(getattr(row, key) or ()) for row in rows)
+        blocks = [
+            Column(key, f"Block {i + 1}", functools.partial(cell, block=i, show=show))
+            for i in range(depth)
+        ]
+        tables.append(f"{title}:\n\n{markdown(rows, ['model', 'method', 'keep_rate', *blocks])}")
+    return "\n".join(tables)
+
+
+def by_block(rows: Sequence[Result]) -> list[Result]:
+    """A row for each block of each method that reduces: what a plot over blocks shows."""
+    each = []
+    for row in rows:
+        if row.method == BASELINE:
+            continue
+        rates = "/".join(f"{rate:g}" for rate in np.atleast_1d(row.keep_rate or []))
+        per = zip(row.diversity_per_block or (), row.dense_cosine_per_block or (), strict=True)
+        for block, (score, cosine) in enumerate(per):
+            named = dataclasses.replace(row, method=f"{row.method} {rates}".strip(), keep_rate=None)
+            each.append(
+                dataclasses.replace(
+                    named,
+                    description=row.description or row.method,
+                    block=block + 1,
+                    diversity=score,
+                    dense_cosine=cosine,
+                    dense_cosine_interval=None,
+                )
+            )
+    return each

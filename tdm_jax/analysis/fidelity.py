@@ -17,6 +17,7 @@ from tdm_jax.analysis import statistics
 from tdm_jax.analysis.answers import Answers, Forward
 from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.data import DataConfig
+from tdm_jax.models.info import unmerge
 from tdm_jax.models.vit import VisionTransformer
 
 # What is remembered of the unreduced model's patches, in bytes; beyond it they are computed again.
@@ -127,6 +128,35 @@ def _error(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     norm = jnp.linalg.norm(y, axis=-1)
     return jnp.linalg.norm(x - y, axis=-1) / jnp.maximum(norm, 1e-30)
+
+
+def block_fidelity(
+    pair: tuple[VisionTransformer, VisionTransformer],
+    variables: tuple[PyTree, PyTree],
+    images: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b depth"], Float[Array, "b depth"]]:
+    """How true a model stays to another behind each block.
+
+    Args:
+      pair: the model with its method, and the unreduced one.
+      variables: of each.
+      images: normalised.
+
+    Returns:
+      The cosine of the first prefix token, the class token where there is one (1 where there is no
+      prefix), and the mean over patches of the cosine of their tokens.
+    """
+    sequences = []
+    for model, own in zip(pair, variables, strict=True):
+        output: Any = model.apply(
+            own, images, return_info=True, intermediates=tuple(range(model.depth))
+        )
+        info = output[1]
+        patches = jnp.stack([unmerge(info, block) for block in info.intermediates], axis=1)
+        prefix = jnp.stack([block.features[:, :1] for block in info.intermediates], axis=1)
+        sequences.append((prefix if info.prefix else jnp.ones_like(prefix), patches))
+    first, dense = (_alike(x, y).mean(axis=-1) for x, y in zip(*sequences, strict=True))
+    return first, dense
 
 
 class Photographs:

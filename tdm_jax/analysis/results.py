@@ -51,6 +51,8 @@ class Result:
       reduction_share: part of the time that goes into choosing and merging.
       flops_per_second, memory_bytes, compile_seconds: of the program.
       diversity, diversity_per_block: r(Z) of the tokens that leave one block, and each.
+      cosine_per_block, dense_cosine_per_block: fidelity behind each block.
+      block: from 1, of a row that is about one.
       verdict: whether the method is worth it, by its measured speed.
     """
 
@@ -113,6 +115,9 @@ class Result:
     compile_seconds: float | None = None
     diversity: float | None = None
     diversity_per_block: tuple[float, ...] | None = None
+    cosine_per_block: tuple[float, ...] | None = None
+    dense_cosine_per_block: tuple[float, ...] | None = None
+    block: int | None = None
     verdict: str | None = None
 
 

@@ -61,6 +61,7 @@ AXES: dict[str, Axis] = {
         "images_per_second", "Images per second, more →", 1.0, 1, "images_per_second_quartiles"
     ),
     "diversity": Axis("diversity", "Diversity score r(Z)", reverse=True),
+    "block": Axis("block", "Block"),
 }
 
 

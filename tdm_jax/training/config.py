@@ -54,8 +54,9 @@ class Settings:
     """A whole experiment.
 
     Attributes:
-      model: `name` and overrides for `create_model`; `dtype` is "float32" or "bfloat16". Image
-        size, channels and classes are the data's.
+      model: `name` and overrides for `create_model`; the name "init_from" stands for the
+        transformer of that checkpoint. `dtype` is "float32" or "bfloat16". Image size, channels and
+        classes are the data's.
       reducer: `name` and settings for `make_reducer`, also those that no file lists
         (`--config.reducer.preset=published`); None stands for the method's own default.
       data: what `data.make_config` takes; the seed is that of the experiment unless given there.

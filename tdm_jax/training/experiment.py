@@ -150,6 +150,8 @@ def make_model(settings: Settings, classes: int) -> VisionTransformer:
     """The model, for the images and classes of its data, which it says how to prepare."""
     data_config = settings.data
     fields = dict(settings.model)
+    if fields.get("name") == "init_from":
+        fields |= _architecture(settings)
     if "dtype" in fields:
         fields["dtype"] = _dtype(fields["dtype"])
     of_data = {
@@ -167,6 +169,16 @@ def make_model(settings: Settings, classes: int) -> VisionTransformer:
     return create_model(
         **fields, reducer=reducer_of(settings.reducer), preprocessing=Preprocessing(**prepared)
     )
+
+
+def _architecture(settings: Settings) -> dict[str, Any]:
+    """The transformer of `settings.init_from`, for other images, classes and methods."""
+    if not settings.init_from:
+        raise InputError("model.name is 'init_from', but init_from is empty")
+    size = settings.data.image_size
+    own = describe(load_pretrained(settings.init_from, "none", image_size=size)[0])
+    given = ("image_size", "num_classes", "reducer", "preprocessing", *settings.model)
+    return {key: value for key, value in own.items() if key == "name" or key not in given}
 
 
 def reducer_of(settings: Mapping[str, Any]) -> Reducer:

@@ -15,9 +15,10 @@ from tdm_jax import diversity as command
 from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.analysis.diversity import (
     block_diversity,
+    by_block,
     diversity,
     diversity_rows,
-    mean_diversity,
+    mean_of_blocks,
     per_block,
 )
 from tdm_jax.analysis.evaluation import Evaluation
@@ -98,15 +99,21 @@ def test_patch_tokens_that_leave_each_block_are_scored(tiny):
 
 def test_mean_over_a_data_set_counts_each_image_once(tiny):
     model, variables = tiny
-    config = data.make_config(name="digits", eval_batch_size=200)
-    means = mean_diversity(model, variables, config)
-    other = mean_diversity(model, variables, data.make_config(name="digits", eval_batch_size=256))
-    assert means.shape == (3,)
-    np.testing.assert_allclose(means, other, rtol=1e-5)
-    assert (mean_diversity(model, variables, config, limit=1) != means).all()
+    candidate = Candidate("tiny", "topk", 0.5, model, variables)
+
+    def means(size, **settings):
+        config = data.make_config(name="digits", eval_batch_size=size)
+        return mean_of_blocks(candidate, candidate.unreduced(), config, **settings)
+
+    found, other = means(200), means(256)
+    assert found.diversity.shape == (3,)
+    np.testing.assert_allclose(found, other, rtol=1e-5)
+    assert (means(200, limit=1).diversity != found.diversity).all()
     # Defect G: a batch that the eight devices do not divide is rounded up.
-    odd = mean_diversity(model, variables, data.make_config(name="digits", eval_batch_size=50))
-    np.testing.assert_allclose(means, odd, rtol=1e-5)
+    np.testing.assert_allclose(found, means(50), rtol=1e-5)
+    # Before the first stage nothing is lost, and what is lost stays so.
+    for cosine in (found.cosine, found.dense_cosine):
+        assert cosine[0] == pytest.approx(1, abs=1e-5) and cosine[1:].max() < 0.9999
 
 
 def test_rows_have_the_unreduced_model_and_every_block(tiny):
@@ -120,10 +127,19 @@ def test_rows_have_the_unreduced_model_and_every_block(tiny):
     # Before the first stage nothing differs; after it fewer tokens leave less to sum up.
     assert rows[1].diversity_per_block[0] == rows[0].diversity_per_block[0]
     assert rows[1].diversity < rows[0].diversity
-    head, _, none, topk = per_block(rows).strip().splitlines()
+    tables = per_block(rows).split("\n\n")
+    assert [table.splitlines()[-1] for table in tables[:-1]][1:] == [
+        "Cosine of the class token:",
+        "Cosine of the patches:",
+    ]
+    head, _, none, topk = tables[1].strip().splitlines()[:4]
     assert [cell.strip() for cell in head.split("|")[-4:-1]] == ["Block 1", "Block 2", "Block 3"]
     cells = [[cell.strip() for cell in line.split("|")[-4:-1]] for line in (none, topk)]
     assert cells[0][0] == cells[1][0] == significant(rows[0].diversity_per_block[0])
+    assert rows[0].dense_cosine_per_block == pytest.approx((1, 1, 1), abs=1e-5)
+    blocks = by_block(rows)
+    assert [(row.method, row.block) for row in blocks] == [("topk 0.5", i) for i in (1, 2, 3)]
+    assert blocks[2].dense_cosine == rows[1].dense_cosine_per_block[2]
     with pytest.raises(InputError, match="block below 3; got 3"):
         diversity_rows([candidate], evaluation, block=3)
 
@@ -142,4 +158,7 @@ def test_the_command_writes_tables_and_a_plot(tiny, tmp_path, capsys):
     )
     assert "| Block 3 |" in capsys.readouterr().out
     names = {f"diversity.{suffix}" for suffix in ("md", "csv", "json", "svg", "png")}
+    names |= {
+        f"fidelity-{of}.{suffix}" for of in ("block", "diversity") for suffix in ("svg", "png")
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == names

@@ -95,3 +95,20 @@ def test_a_working_directory_is_started_from_with_the_runs_own_reducer(checkpoin
     deeper = dataclasses.replace(settings, model={**settings.model, "depth": 3})
     with pytest.raises(InputError, match="is another model: got depth 2, expected 3"):
         initial_variables(deeper, make_experiment(deeper, dataset=(320, 10)).model)
+
+
+def test_the_transformer_may_be_that_of_the_checkpoint(checkpoint):
+    path, variables = checkpoint
+    config = default_config(name="digits")
+    config.model.name = "init_from"
+    config.model.drop_path = 0.1
+    with pytest.raises(InputError, match="model.name is 'init_from', but init_from is empty"):
+        make_experiment(parse(config), dataset=(320, 10))
+    config.init_from = str(path)
+    config.reducer.name = "topk"
+    settings = parse(config)
+    model = make_experiment(settings, dataset=(320, 10)).model
+    own = make(**{"model.drop_path": 0.1, "reducer.name": "topk", "reducer.layers": None}).model
+    assert describe(model) == describe(own)
+    loaded = initial_variables(settings, model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
