@@ -33,6 +33,8 @@ class Result:
       over_unreduced, over_random: its difference, in points, from the unreduced model's and from
         that of random dropping at the same cost, on the same images, with 95% intervals.
       knn_percent, penalty: of a probe of frozen features, see `probe`.
+      patches_percent, patches_over_unreduced, miou_percent: of a classifier of patches, see
+        `dense`.
       within_noise: from which of them it may be no difference.
       top5_percent, loss, examples: accuracy, cross entropy, and how many images they are over.
       agreement_percent, cosine, error, dense_cosine, dense_error: how true the model stays to the
@@ -73,6 +75,11 @@ class Result:
     knn_percent: float | None = None
     knn_interval: tuple[float, float] | None = None
     penalty: float | None = None
+    patches_percent: float | None = None
+    patches_interval: float | None = None
+    patches_over_unreduced: float | None = None
+    patches_over_unreduced_interval: float | None = None
+    miou_percent: float | None = None
     top1_spread: float | None = None
     top1_each: tuple[float, ...] | None = None
     top5_percent: float | None = None
@@ -180,6 +187,14 @@ COLUMNS: dict[str, Column] = {
         Column("over_random", "Over random", lambda v: f"{v:+.2f}", "over_random_interval"),
         Column("within_noise", "Within noise of"),
         Column("knn_percent", "k-NN (%)", lambda v: f"{v:.2f}", "knn_interval"),
+        Column("patches_percent", "Patches (%)", lambda v: f"{v:.2f}", "patches_interval"),
+        Column(
+            "patches_over_unreduced",
+            "Over none",
+            lambda v: f"{v:+.2f}",
+            "patches_over_unreduced_interval",
+        ),
+        Column("miou_percent", "mIoU (%)", lambda v: f"{v:.2f}"),
         Column("penalty", "Penalty", lambda v: f"{v:.1e}"),
         Column("top5_percent", "Top-5 (%)", lambda v: f"{v:.2f}"),
         Column("loss", "Loss", lambda v: f"{v:.4f}"),
