@@ -88,7 +88,7 @@ class Reference:
         agreement = None
         if candidate.model.num_classes:
             agreement = answers[0].argmax(axis=-1) == own.argmax(axis=-1)
-        return Fidelity(agreement, _cosine(answers[1], pooled), _dense(answers[2], dense))
+        return Fidelity(agreement, cosine(answers[1], pooled), _dense(answers[2], dense))
 
     def _run(
         self, model: VisionTransformer, variables: PyTree, count: int
@@ -120,7 +120,8 @@ def _program(model: VisionTransformer) -> Any:
     return jax.jit(answers)
 
 
-def _cosine(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+def cosine(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Of each row of x with its row of y."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return (x * y).sum(axis=-1) / np.maximum(norms, 1e-30)
