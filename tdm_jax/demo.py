@@ -129,7 +129,7 @@ def tokens(candidate: Candidate, evaluation: Evaluation) -> figure.Figure:
     pictures = read_examples(evaluation.data_config(candidate.model), 100)
     first = {picture.label: picture.pixels for picture in reversed(pictures)}
     images = np.stack([first[label] for label in sorted(first)])
-    logits, stages = evaluation.explain(candidate, images)
+    logits, stages, _ = evaluation.explain(candidate, images)
     panels = []
     for i, image in enumerate(images):
         maps = [SourceMap.of(stage, i, candidate.model.shape.grid) for stage in stages]

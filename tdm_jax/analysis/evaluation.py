@@ -67,8 +67,8 @@ class Evaluation:
 
     def explain(
         self, candidate: Candidate, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
-        """The logits of some images, and what became of their patches."""
+    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...], Float[Array, "b p d"]]:
+        """The logits of some images, what became of their patches, and each patch's feature."""
         evaluator, variables = self._placed(candidate)
         return evaluator.explain(variables, images)
 

@@ -75,8 +75,8 @@ class Evaluator:
 
     def explain(
         self, variables: PyTree, images: UInt8[np.ndarray, "b h w c"]
-    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...]]:
-        """The logits of some images, before normalisation, and what became of their patches."""
+    ) -> tuple[Float[Array, "b k"], tuple[Stage, ...], Float[Array, "b p d"]]:
+        """The logits of some images, before normalisation; their patches' stages and features."""
         size, parts = self._data_config.eval_batch_size, []
         for part in np.split(images, range(size, len(images), size)):
             filled = np.resize(part, (size, *part.shape[1:]))

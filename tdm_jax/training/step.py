@@ -151,16 +151,20 @@ def eval_step(
     data_config: DataConfig,
     *,
     explains: bool = False,
-) -> Metrics | tuple[Metrics, Float[Array, "b k"], tuple[Stage, ...]]:
+) -> Metrics | tuple[Metrics, Float[Array, "b k"], tuple[Stage, ...], Float[Array, "b p d"]]:
     """Sums over the examples of a batch whose `mask` is set: count, top1, top5, loss.
 
-    With `explains` also the logits, and what became of the patches (`Info.stages`).
+    With `explains` also the logits, what became of the patches (`Info.stages`), and their features
+    in float32 (`Info.patches`).
     """
     images = normalise(batch["image"], data_config.mean, data_config.std)
     output: Any = model.apply(variables, images, return_info=explains)
     logits = output[0] if explains else output
     sums = metrics.sums(logits, batch["label"], batch["mask"] > 0)
-    return (sums, logits, output[1].stages) if explains else sums
+    if not explains:
+        return sums
+    info = output[1]
+    return sums, logits, info.stages, info.patches.astype(jnp.float32)
 
 
 def lower_train_step(

@@ -116,9 +116,10 @@ def test_explaining_shares_the_program_of_the_evaluation(make, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8)
     with monkeypatch.context() as patch:
         patch.delattr(VisionTransformer, "__call__")  # nothing is traced again
-        logits, (stage,) = evaluation.explain(candidate, images)
+        logits, (stage,), patches = evaluation.explain(candidate, images)
     assert logits.shape == (70, 10)
     assert stage.assign.shape == (70, 16)
+    assert patches.shape == (70, 16, candidate.model.width)
     config = evaluation.data_config(candidate.model)
     normalised = (images / 255 - config.mean[0]) / config.std[0]
     expected = jax.jit(candidate.model.apply)(candidate.variables, jnp.float32(normalised))
