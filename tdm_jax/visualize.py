@@ -1,16 +1,23 @@
 r"""Draws what becomes of each patch: `python -m tdm_jax.visualize --checkpoint=... --images=...`.
 
     python -m tdm_jax.visualize --checkpoint=deit_small.pth --images=photos --reducer=tdm,evit \
-        --keep_rate=0.5 --output=pictures
+        --keep_rate=0.7,0.5,0.3 --output=pictures
     python -m tdm_jax.visualize --checkpoint=runs/digits/model --data=digits --layers=1,2,3
 
-For each image one figure, as PNG and SVG. Its rows are stages; its columns the image itself, the
-two poles that TDM lies between (importance only: the inattentive dropped; diversity only: all
-tokens clustered), and each method. `--images` is one image or a folder of them, whole as far as
-their shape allows, else prepared as the model says; `--data` takes the first of a validation split
-instead.
+For each image and keep rate one figure of its tokens, as PNG and SVG. Its rows are stages; its
+columns the image itself, the two poles that TDM lies between (importance only: the inattentive
+dropped; diversity only: all tokens clustered), and each method.
+
+And for each image one figure of its features (`..._features`), their three principal components as
+colours. Its rows are keep rates; its columns the image, the unreduced model, and each method after
+un-merging.
+
+`--images` is one image or a folder of them, whole as far as their shape allows, else prepared as
+the model says; `--data` takes the first of a validation split instead.
 """
 
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags
@@ -23,7 +30,7 @@ from tdm_jax.data.pictures import read_examples, read_images
 from tdm_jax.data.preprocessing import data_config_for
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.plotting import figure
-from tdm_jax.plotting.stages import draw, source_maps
+from tdm_jax.plotting.stages import draw, draw_features, look
 
 FLAGS = flags.FLAGS
 # What the paper's first figure sets beside a method, as columns of their own.
@@ -38,15 +45,16 @@ def define_flags() -> None:
     shared.define_data()
     flags.DEFINE_integer("count", 8, "How many images of --data.", lower_bound=1)
     flags.DEFINE_list("reducer", ["tdm"], "Methods, with settings as in tdm/preset=published.")
-    flags.DEFINE_float("keep_rate", 0.5, "Keep rate of every method.")
+    flags.DEFINE_list("keep_rate", ["0.5"], "Keep rates of every method.")
     flags.DEFINE_bool("poles", True, "Add importance only and diversity only.")
+    flags.DEFINE_bool("tokens", False, "Beside each method's features, draw its tokens too.")
     flags.DEFINE_integer("cell", 224, "Small images are enlarged to about this width.", 1, 4096)
     flags.DEFINE_list("formats", list(FORMATS), "Formats of the figures: png, svg or both.")
     shared.define_output("the figures", default="pictures")
 
 
-def candidates_from_flags() -> dict[str, Candidate]:
-    """The methods of the figure by their labels, the poles first.
+def runs_from_flags() -> dict[float, dict[str, Candidate]]:
+    """For each keep rate the methods of the figures by their labels, the poles first.
 
     Raises:
       InputError: a flag's value is not usable.
@@ -54,15 +62,21 @@ def candidates_from_flags() -> dict[str, Candidate]:
     methods = (POLES if FLAGS.poles else {}) | {method: method for method in FLAGS.reducer}
     if not methods:
         raise InputError("--reducer: expected at least one method, or --poles; got none")
+    rates = shared.numbers("keep_rate")
+    if not rates:
+        raise InputError("--keep_rate: expected at least one; got none")
     loaded: Loaded = {}
     settings = shared.checkpoint()
     (checkpoint,) = settings.pop("models")
-    candidates = {
-        label: make_candidate(checkpoint, method, FLAGS.keep_rate, loaded=loaded, **settings)
-        for label, method in methods.items()
+    runs = {
+        rate: {
+            label: make_candidate(checkpoint, method, rate, loaded=loaded, **settings)
+            for label, method in methods.items()
+        }
+        for rate in rates
     }
-    check_weights(list(candidates.values()))
-    return candidates
+    check_weights([one for candidates in runs.values() for one in candidates.values()])
+    return runs
 
 
 def main() -> None:
@@ -79,8 +93,10 @@ def main() -> None:
         raise InputError(
             f"--output: {output} lies within --images={FLAGS.images}; expected a folder of its own"
         )
-    candidates = candidates_from_flags()
-    model = next(iter(candidates.values())).model
+    runs = runs_from_flags()
+    candidates = [one for methods in runs.values() for one in methods.values()]
+    unreduced = candidates[0].unreduced()
+    model = unreduced.model
     if FLAGS.images:
         # The whole image, as far as its shape allows.
         settings = {"crop_pct": 1.0, **shared.preprocessing()}
@@ -89,12 +105,32 @@ def main() -> None:
     else:
         data_config = data_config_for(model, **shared.data())
         pictures = read_examples(data_config, FLAGS.count)
-    drawings = source_maps(candidates, data_config, pictures)
-    for picture, columns in tqdm(drawings, total=len(pictures), unit="image"):
-        drawn = draw(picture, columns, FLAGS.cell)
-        for suffix in FLAGS.formats:
-            figure.save(drawn, output / f"{picture.name}.{suffix}")
-    print(f"{len(pictures)} figures in {output}/")
+    names = {picture.name: _names(picture.name, runs) for picture in pictures}
+    taken = Counter(name.casefold() for group in names.values() for name in group)
+    name, times = taken.most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{times} figures would be {name}; expected images with other names")
+    looks = look([unreduced, *candidates], data_config, pictures)
+    for picture, seen in tqdm(looks, total=len(pictures), unit="image"):
+        rows = {
+            f"keep rate {rate:g}": {label: seen[one.model] for label, one in methods.items()}
+            for rate, methods in runs.items()
+        }
+        figures = [
+            draw(picture._replace(name=f"{picture.name}, {label}"), row, FLAGS.cell)
+            for label, row in rows.items()
+        ]
+        figures.append(draw_features(picture, seen[model], rows, FLAGS.cell, FLAGS.tokens))
+        for name, drawn in zip(names[picture.name], figures, strict=True):
+            for suffix in FLAGS.formats:
+                figure.save(drawn, output / f"{name}.{suffix}")
+    print(f"{taken.total()} figures in {output}/")
+
+
+def _names(name: str, rates: Collection[float]) -> list[str]:
+    """What one image's figures are called: of the tokens at each keep rate, and of the features."""
+    tokens = [f"{name}_{rate:g}" for rate in rates] if len(rates) > 1 else [name]
+    return [*tokens, f"{name}_features"]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -79,6 +80,7 @@ def _program(model: VisionTransformer, normalisation: tuple[Any, Any]) -> Any:
         rngs = {} if key is None else {"reducer": key}
         output: Any = model.apply(variables, x, return_info=True, rngs=rngs)
         logits, info = output
-        return Answers(logits, info.pooled, info.patches, info.stages)
+        pooled, patches = info.pooled.astype(jnp.float32), info.patches.astype(jnp.float32)
+        return Answers(logits, pooled, patches, info.stages)
 
     return jax.jit(answers)

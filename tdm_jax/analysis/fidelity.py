@@ -124,6 +124,11 @@ def _alike(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b
     return (x * y).sum(axis=-1) / jnp.maximum(norms, 1e-30)
 
 
+def mean_cosine(x: Float[np.ndarray, "p d"], y: Float[np.ndarray, "p d"]) -> float:
+    """The mean over patches of the cosine of two features."""
+    return float(_alike(jnp.asarray(x), jnp.asarray(y)).mean())
+
+
 def _error(x: Float[Array, "*b d"], y: Float[Array, "*b d"]) -> Float[Array, "*b"]:
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     norm = jnp.linalg.norm(y, axis=-1)

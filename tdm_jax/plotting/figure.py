@@ -97,7 +97,8 @@ def figure(
     """Lays out rows of panels under column labels and beside row labels, with a legend below.
 
     Args:
-      panels: rows of equal length; all images of one size.
+      panels: rows of equal length; all images of one size. Smaller ones that a whole factor takes
+        to the first one's size are enlarged to it.
       columns: a label for each column, or none.
       rows: a label for each row, or none.
       title: for readers who cannot see the figure, and for the top of it; "" for none.
@@ -110,7 +111,7 @@ def figure(
     image = as_rgb(panels[0][0].image)
     scale = max(1, cell // image.shape[1])
     height, width = image.shape[0] * scale, image.shape[1] * scale
-    size = min(max(12, width // 15), 18)
+    size = min(max(12, width // 15), 28)
     small = max(11, size - 3)
     line = size + GAP
 
@@ -119,7 +120,8 @@ def figure(
     pitch = height + GAP + (small + GAP) * any(p.caption for row in panels for p in row)
     total = left + len(panels[0]) * (width + GAP)
 
-    texts = [Text(GAP, GAP + line // 2, title, size + 2)] if title else []
+    heading = _fit(title, total - 2 * GAP, size + 2)
+    texts = [Text(GAP, GAP + line // 2, heading, size + 2)] if title else []
     for j, label in enumerate(columns):
         x = left + j * (width + GAP) + width // 2
         texts.append(Text(x, top - line // 2, _fit(label, width, size), size, "middle"))
@@ -130,7 +132,8 @@ def figure(
             texts.append(Text(GAP, y + height // 2, rows[i], size))
         for j, panel in enumerate(row):
             x = left + j * (width + GAP)
-            drawings.append(Placed(x, y, draw(panel.image, panel.source, panel.view, scale)))
+            pixel = width // panel.image.shape[1]
+            drawings.append(Placed(x, y, draw(panel.image, panel.source, panel.view, pixel)))
             if panel.caption:
                 caption = _fit(panel.caption, width, small)
                 middle = y + height + (small + GAP) // 2
@@ -149,9 +152,12 @@ def _check(panels: Sequence[Sequence[Panel]], columns: Sequence[str], rows: Sequ
     for name, labels, count in (("column", columns, len(panels[0])), ("row", rows, len(panels))):
         if labels and len(labels) != count:
             raise InputError(f"figure: expected {count} {name} labels; got {len(labels)}")
+    height, width = panels[0][0].image.shape[:2]
     sizes = {panel.image.shape[:2] for row in panels for panel in row}
-    if len(sizes) > 1:
-        raise InputError(f"figure: expected images of one size; got {sorted(sizes)}")
+    if any((h * (width // w), width // w * w) != (height, width) for h, w in sizes):
+        raise InputError(
+            f"figure: expected images of one size, or of one that divides it; got {sorted(sizes)}"
+        )
 
 
 def _legend(

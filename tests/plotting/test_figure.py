@@ -37,6 +37,17 @@ def test_the_original_stands_in_its_cell_pixel_by_pixel(panels):
     )
 
 
+def test_a_smaller_picture_is_enlarged_to_the_first_ones_size(panels):
+    small = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)
+    laid_out = figure([[panels[0][0], Panel(small)]], cell=96)
+    x, y, drawing = laid_out.drawings[1]
+    np.testing.assert_array_equal(
+        np.asarray(to_image(laid_out))[y : y + 96, x : x + 96], small.repeat(24, 0).repeat(24, 1)
+    )
+    # In the SVG it stays small.
+    assert drawing.pixels.shape == (4, 4, 3)
+
+
 def test_cells_and_texts_do_not_overlap_and_stay_inside(panels):
     laid_out = figure(panels, columns=["original", "TDM"], rows=["block 4", "block 7"], title="t")
     taken = np.zeros((laid_out.height, laid_out.width), int)
@@ -145,7 +156,15 @@ def test_what_cannot_be_saved_is_one_line_and_loses_nothing(tmp_path, panels):
         (lambda panels: figure(panels, columns=["one"]), "expected 2 column labels; got 1"),
         (lambda panels: figure(panels, rows=["one"]), "expected 2 row labels; got 1"),
         (
-            lambda panels: figure([[panels[0][0], Panel(np.zeros((8, 8, 1), np.uint8))]]),
+            lambda panels: figure([[panels[0][0], Panel(np.zeros((12, 12, 1), np.uint8))]]),
+            "images of one size",
+        ),
+        (
+            lambda panels: figure([[panels[0][0], Panel(np.zeros((16, 8, 1), np.uint8))]]),
+            "images of one size",
+        ),
+        (
+            lambda panels: figure([[panels[0][0], Panel(np.zeros((64, 64, 1), np.uint8))]]),
             "images of one size",
         ),
     ],

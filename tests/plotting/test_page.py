@@ -4,6 +4,7 @@ Covers tdm_jax.plotting.explorer and tdm_jax.report.
 """
 
 import base64
+import io
 import json
 import re
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tdm_jax import create_model, report
 from tdm_jax.analysis import results
@@ -45,7 +47,7 @@ def page(tmp_path_factory):
         )
         candidates.append(Candidate("tiny", EVIL, rate, model, variables))
     path = tmp_path_factory.mktemp("report") / "report.html"
-    evaluation = Evaluation({"name": "digits"}, explains=True)
+    evaluation = Evaluation({"name": "digits"})
     write_page(path, candidates, ROWS, evaluation, images=3, title=EVIL, remark=EVIL)
     return path
 
@@ -82,6 +84,21 @@ def test_the_explorer_has_every_image_method_rate_and_stage(document):
             shares = [share for _, share in image["says"]]
             assert shares == sorted(shares, reverse=True)
     assert [stage["tokens"] for stage in runs[1]["images"][0]["stages"]] == [8, 4]
+
+
+def test_features_are_small_pictures_beside_the_unreduced_ones(document):
+    plain, runs = (method["runs"] for method in document["methods"])
+    for i, image in enumerate(document["images"]):
+        own = plain[0]["images"][i]
+        assert own["features"] == image["features"]
+        assert own["cosine"] == 1
+        for run in runs:
+            shown = run["images"][i]
+            assert shown["features"] != image["features"]
+            assert shown["cosine"] < 1
+            data = base64.b64decode(shown["features"].removeprefix("data:image/png;base64,"))
+            with Image.open(io.BytesIO(data)) as picture:
+                assert (picture.size, picture.mode) == ((4, 4), "RGB")
 
 
 def test_a_stage_holds_the_source_map():
@@ -141,6 +158,16 @@ def test_controls_change_picture_and_words(browser):
     first = browser.run(url)
     browser.run("document.querySelectorAll('#images input')[2].click()")
     assert browser.run(url) != first
+    shown = "document.getElementById('features{}').src"
+    assert browser.run(shown.format("")) == browser.run(shown.format("-own"))
+    caption = "document.getElementById('features-name').textContent"
+    assert browser.run(caption) == "none, cosine 1.000"
+    browser.run(
+        choose.replace("value = 0", "value = 1") + " m.dispatchEvent(new Event('change')); })()"
+    )
+    assert browser.run(shown.format("")) != browser.run(shown.format("-own"))
+    assert browser.run(caption).startswith(EVIL + " 0.5, cosine 0.")
+    assert browser.run("document.getElementById('features').naturalWidth") == 4
     assert browser.complaints() == []
 
 
@@ -159,6 +186,7 @@ def test_it_works_by_keyboard(browser):
     browser.press("ArrowUp")
     assert "Row 2, column 1:" in browser.run("document.getElementById('patch').textContent")
     browser.press("Escape")
+    assert browser.run("[...document.images].every(image => image.alt)")
     assert "Point at a patch" in browser.run("document.getElementById('patch').textContent")
 
 
