@@ -23,6 +23,8 @@ class OptimConfig:
       b2: decay of the second moment.
       clip_norm: global norm that gradients are clipped to; 0 is off.
       ema_decay: decay of the averaged weights; 0 keeps none.
+      only: the modules that are trained, by the first part of their parameters' names ("reducer",
+        "head"); empty for all.
     """
 
     learning_rate: float = 5e-4
@@ -34,6 +36,7 @@ class OptimConfig:
     b2: float = 0.999
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0.0:
@@ -97,6 +100,19 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     adamw = optax.adamw(
         schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decays
     )
-    if config.clip_norm == 0.0:
+    if config.clip_norm > 0.0:
+        adamw = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    if not config.only:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+    def labels(variables: PyTree) -> PyTree:
+        params = variables["params"]
+        missing = set(config.only) - set(params)
+        if missing:
+            raise InputError(
+                f"optim.only: the model has no {', '.join(sorted(missing))}; expected some of "
+                f"{', '.join(params)}"
+            )
+        return {"params": {name: name in config.only for name in params}}
+
+    return optax.partition({True: adamw, False: optax.set_to_zero()}, labels)

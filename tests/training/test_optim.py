@@ -90,3 +90,14 @@ def test_clipping_bounds_the_global_norm():
     _, state = optimizer.update(grads, optimizer.init(grads), grads)
     moment = optax.tree.get(state, "mu")
     assert optax.tree.norm(moment) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_only_some_modules_are_trained():
+    params = {"params": {"head": {"kernel": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones(2)}}}
+    optimizer = optim.make_optimizer(OptimConfig(only=("head",)), lambda step: 0.1)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert (updates["params"]["head"]["kernel"] != 0).all()
+    assert (updates["params"]["norm"]["scale"] == 0).all()
+    nobody = optim.make_optimizer(OptimConfig(only=("heads",)), lambda step: 0.1)
+    with pytest.raises(InputError, match="has no heads; expected some of head, norm"):
+        nobody.init(params)

@@ -5,27 +5,58 @@ attention reads, `e = norm1(x) W + b`, as wide as a head, or as two heads in mod
 or more. Everything else is ToMe's (see `tome`): between attention and MLP, by the cosine of e, the
 size-weighted mean, proportional attention, r tokens in every block, as published 16.
 
-Only the maps are trained, and no gradient reaches the tokens through them. A training step keeps
-the shapes fixed and merges softly (`soft_merge`); it is here as a function, the forward pass of a
-model in training merges as inference does, where a choice has no gradient.
+Only the maps are trained (`optim.only`), and no gradient reaches the tokens through them. In
+training all tokens stay and a stage merges softly (`soft_merge`): those of A give themselves to
+those of B in shares, all are sorted by what they still stand for, and from stage to stage fewer of
+the first take part, as many as inference would have left.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from tdm_jax.ops.distances import cosine_similarity
 from tdm_jax.ops.gathering import gather_tokens, inverse_index, weighted_sum
 from tdm_jax.ops.ordering import argtopk
+from tdm_jax.reduction.composed import Composed
+from tdm_jax.reduction.contract import BlockContext
 from tdm_jax.reduction.methods.tome import TOME
 from tdm_jax.reduction.metrics import Projection
+from tdm_jax.reduction.token_state import TokenState
 
 _ROUNDING = float(np.finfo(np.float32).eps)
 
-DTEM = dataclasses.replace(TOME, title="DTEM", metric=Projection())
+# A token that has given all away hides from the attention without a logarithm of nothing.
+_NOTHING = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dtem(Composed):
+    """ToMe by a learned projection, which learns by merging softly."""
+
+    def reduce(self, state: TokenState, context: BlockContext) -> TokenState:
+        if not context.train:
+            return super().reduce(state, context)
+        stage, alive, shape = self.stage(context), context.shape.patches, context.shape
+        for earlier in range(stage):
+            alive = self.stage_count(earlier, alive, shape)
+        r = alive - self.stage_count(stage, alive, shape)
+        vectors = self.metric.of_all(state, context, self._weights(stage, context))
+        similarity = cosine_similarity(vectors[:, :alive:2], vectors[:, 1:alive:2])
+        after = soft_merge(SoftTokens(state.tokens, state.size), similarity, r, alive)
+        order: Any = after.order
+        # A patch is said to be where its token stands, even if little of it is left there.
+        route = inverse_index(order, state.count)
+        ranked = state.replace_tokens(after.x, route, gather_tokens(state.kind, order))
+        return ranked.replace(size=jnp.maximum(after.weight, _NOTHING))
+
+
+DTEM = Dtem(**{field.name: getattr(TOME, field.name) for field in dataclasses.fields(TOME)})
+DTEM = dataclasses.replace(DTEM, title="DTEM", metric=Projection())
 
 
 class SoftTokens(NamedTuple):
@@ -34,10 +65,12 @@ class SoftTokens(NamedTuple):
     Attributes:
       x: their values.
       weight: how many patches each stands for; a fraction once it has merged in part.
+      order: where each stood before the merge; None before there was one.
     """
 
     x: Float[Array, "b n d"]
     weight: Float[Array, "b n"]
+    order: Int[Array, "b n"] | None = None
 
 
 def soft_merge(
@@ -66,9 +99,12 @@ def soft_merge(
     merged = jnp.concatenate([x[:, ::2], b], axis=1)
     left = jnp.concatenate([weight[:, ::2] * rest, received], axis=1)
     order = argtopk(jax.lax.stop_gradient(left), alive)
+    places = jnp.concatenate([jnp.arange(0, alive, 2), jnp.arange(1, alive, 2)])
+    behind = jnp.broadcast_to(jnp.arange(alive, tokens.x.shape[1]), tokens.weight[:, alive:].shape)
     return SoftTokens(
         jnp.concatenate([gather_tokens(merged, order), tokens.x[:, alive:]], axis=1),
         jnp.concatenate([gather_tokens(left, order), tokens.weight[:, alive:]], axis=1),
+        jnp.concatenate([places[order], behind], axis=1),
     )
 
 

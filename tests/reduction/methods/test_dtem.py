@@ -86,6 +86,34 @@ def test_a_training_step_teaches_the_projection_alone():
     np.testing.assert_array_equal(through, 0)
 
 
+def test_a_network_in_training_merges_softly_and_teaches_the_projections(tiny_model):
+    model, variables = tiny_model("dtem", r=4)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+    def loss(params, train):
+        logits, info = model.apply({"params": params}, images, train=train, return_info=True)
+        return (logits**2).sum(), info
+
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    gradient, info = grad(params, True)
+    learned = gradient["reducer"]
+    assert set(learned) == {"stage_0", "stage_1", "stage_2"}
+    # Behind the last attention nothing that the head reads depends on a merge.
+    for leaf in jax.tree.leaves([learned["stage_0"], learned["stage_1"]]):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+    # All tokens stay, those that stand for most in front; no patch is lost.
+    assert info.token_counts == (16, 16, 16)
+    np.testing.assert_allclose(info.size.sum(axis=1), 16, rtol=1e-3)
+    assert (np.diff(info.size[:, :8]) <= 1e-5).all()
+    assert sorted(np.asarray(info.assign)[0].tolist()) == list(range(16))
+    # Inference merges hard, and its choice has no gradient.
+    gradient, info = grad(params, False)
+    assert info.token_counts == (12, 8, 4)
+    for leaf in jax.tree.leaves(gradient["reducer"]):
+        np.testing.assert_array_equal(leaf, 0)
+
+
 def test_its_cost_is_tomes_with_another_metric():
     settings = {"image_size": 32, "patch_size": 8, "width": 24, "num_heads": 2, "num_classes": 5}
     model = {**settings, "depth": 2}
