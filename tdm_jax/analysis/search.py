@@ -3,9 +3,9 @@
 Nothing is trained and no labels are needed: what is asked is how true each point stays to the
 unreduced model (`fidelity`), at the same multiply-adds.
 
-1. Every point of a stated grid (`GRID`) is brought to the budget by its schedule, and successive
-   halving (Jamieson & Talwalkar, AISTATS 2016) compares them: all on a few images, the best third
-   on three times as many, until few are left on all images.
+1. Every point of a stated grid (`GRID`), and what is known to be good (`KNOWN`), is brought to the
+   budget by its schedule, and successive halving (Jamieson & Talwalkar, AISTATS 2016) compares
+   them: all on a few images, the best third on three times as many, until few are left on all.
 2. The winner is refined, one setting after the other (`REFINED`).
 3. Its schedule is searched by itself. What a block loses when it alone removes some share
    of its tokens is measured; a dynamic program picks, for the sum of these losses, how many tokens
@@ -49,6 +49,8 @@ GRID: dict[str, tuple[Any, ...]] = {
     "average": ("size", "attention"),
     "proportional_attention": (True,),
 }
+# Points that are known to be good take part with those of the grid.
+KNOWN: tuple[Mapping[str, Any], ...] = ({"preset": "frozen"},)
 # Settings of the winner that are tried one after the other; the best value of each is kept.
 REFINED: dict[str, tuple[Any, ...]] = {
     "size_power": (0.5, 1.0),
@@ -207,7 +209,9 @@ class Search:
                 f"expected a budget below the {whole / 1e9:.4g} G without reduction; "
                 f"got {self.macs / 1e9:.4g} G"
             )
-        trials = list(self.trials(GRID if grid is None else grid))
+        known = [self.point(point) for point in KNOWN]
+        trials = [trial for trial in known if trial is not None]
+        trials += self.trials(GRID if grid is None else grid)
         if not trials:
             raise InputError(f"no point of the space costs at most {self.macs / 1e9:.4g} G")
         best = self.halving(trials)
