@@ -130,11 +130,12 @@ class Evaluation:
         """What a candidate answers to some images, before normalisation, and how."""
         check_weights([candidate])
         model, forward, variables, _ = self._placed(candidate)
-        parts = []
-        for part in np.split(images, range(forward.batch_size, len(images), forward.batch_size)):
-            answers, real = jax.device_get(forward(model, variables, part, seed)), len(part)
-            parts.append(jax.tree.map(lambda array, real=real: array[:real], answers))
-        return jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(arrays)), *parts)
+        size, parts = forward.batch_size, []
+        for part in np.split(images, range(size, len(images), size)):
+            leaves, tree = jax.tree.flatten(forward(model, variables, part, seed))
+            parts.append([array[: len(part)] for array in jax.device_get(leaves)])
+        joined = [jnp.asarray(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)]
+        return jax.tree.unflatten(tree, joined)
 
     def _placed(
         self, candidate: Candidate

@@ -238,7 +238,7 @@ def test_the_command_makes_rows_or_reads_them(tmp_path):
     arguments += ["--data=digits", "--eval_batch_size=360", "--keep_rates=0.5"]
     commands.run(report, *arguments, f"--output={tmp_path / 'made.html'}")
     page = (tmp_path / "made.html").read_text()
-    assert page.count("<svg role=") == 2
+    assert page.count("<svg role=") == 5
     (tmp_path / "rows.json").write_text(results.to_json(ROWS))
     commands.run(
         report, *arguments, f"--rows={tmp_path / 'rows.json'}", f"--output={tmp_path / 'read.html'}"
@@ -249,3 +249,20 @@ def test_the_command_makes_rows_or_reads_them(tmp_path):
     (tmp_path / "rows.json").write_text("{}")
     with pytest.raises(InputError, match=r"rows.json: expected a table's JSON"):
         commands.run(report, *arguments, f"--rows={tmp_path / 'rows.json'}")
+
+
+def test_photographs_and_a_model_without_a_head_have_a_page(tmp_path):
+    sizes = {**SIZES, "num_classes": 0, "image_size": 28, "in_channels": 1}
+    model = create_model("vit", **sizes)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    save_model(tmp_path / "tiny", describe(model), variables)
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 40), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    arguments = [f"--models={tmp_path / 'tiny'}", "--methods=topk,random", "--layers=1"]
+    arguments += ["--data=photos", f"--data_dir={tmp_path / 'photos'}", "--eval_batch_size=8"]
+    commands.run(report, *arguments, "--macs_ratio=0.7", f"--output={tmp_path / 'page.html'}")
+    page = (tmp_path / "page.html").read_text()
+    assert '"says":[]' in page and '"label":null' in page and '"classes":{}' in page
+    assert "Dense cosine" in page and "Top-1 (%)" not in page
