@@ -1,4 +1,7 @@
-"""Fidelity: what it is of the unreduced model itself, of dropped and of merged patches."""
+"""Fidelity: what it is of the unreduced model itself, of dropped and of merged patches.
+
+Covers tdm_jax.analysis.answers.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -26,7 +26,11 @@ ROWS = [
         method="a|b",
         keep_rate=(0.7, 0.5, 0.5),
         top1_percent=79.25,
+        top1_interval=(78.85, 79.65),
         top1_spread=0.4,
+        over_unreduced=-0.55,
+        over_unreduced_interval=(-1.0, 0.1),
+        within_noise="unreduced",
         parameters=22_050_664,
         macs=3_004_791_637,
         flops_reduction_percent=34.73,
@@ -48,6 +52,9 @@ def test_markdown_reads_as_the_papers_tables():
         "Method",
         "Keep rate",
         "Top-1 (%)",
+        "SD of trainings",
+        "Over none",
+        "Within noise of",
         "Params (M)",
         "FLOPs (G)",
         "FLOPs ↓ (%)",
@@ -59,6 +66,7 @@ def test_markdown_reads_as_the_papers_tables():
         "none",
         "–",
         "79.80",
+        *"–––",
         "22.1",
         "4.60",
         "0.0",
@@ -69,14 +77,19 @@ def test_markdown_reads_as_the_papers_tables():
         "deit_small",
         "a\0b",
         "0.7/0.5/0.5",
-        "79.25 ± 0.40",
+        "79.25 (78.85 to 79.65)",
+        "0.40",
+        "-0.55 (-1.00 to +0.10)",
+        "unreduced",
         "22.1",
         "3.00",
         "34.7",
         "1\u202f468 (1\u202f450 to 1\u202f480)",
         "–",
     ]
-    assert [cell.endswith(":") for cell in cells(rule)] == [False, False] + [True] * 7
+    assert [cell.endswith(":") for cell in cells(rule)] == [False] * 2 + [True] * 4 + [False] + [
+        True
+    ] * 5
 
 
 def test_source_is_aligned_and_no_cell_breaks_the_table():

@@ -213,7 +213,8 @@ def test_the_command_writes_tables_and_plots(saved, tmp_path, capsys):
     assert {f"off-the-shelf-{name}.svg" for name in plots} <= written
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
     assert [row["training"] for row in rows] == ["off the shelf"] * 2
-    assert rows[0]["cosine"] == pytest.approx(1) and rows[1]["cosine"] < 1
+    assert rows[0]["dense_cosine"] == pytest.approx(1, abs=1e-6)
+    assert 0.9 < rows[1]["dense_cosine"] < rows[0]["dense_cosine"]
     low, high = rows[1]["top1_interval"]
     assert low < rows[1]["top1_percent"] < high
     assert "| off the shelf |" in capsys.readouterr().out
