@@ -12,6 +12,16 @@ from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.reduction import Reducer
 
 
+def check_budget(model: VisionTransformer, macs: int) -> None:
+    """Raises InputError unless a budget is below what a model costs without reduction."""
+    whole = costs.multiply_adds(model.clone(reducer=Reducer()))
+    if macs >= whole:
+        raise InputError(
+            f"expected a budget below the {whole / 1e9:.4g} G without reduction; "
+            f"got {macs / 1e9:.4g} G"
+        )
+
+
 def at_budget(model: VisionTransformer, reducer: Reducer, macs: int) -> Reducer:
     """The method at the highest cost that a budget allows.
 
@@ -21,8 +31,10 @@ def at_budget(model: VisionTransformer, reducer: Reducer, macs: int) -> Reducer:
       macs: multiply-adds that one image may take.
 
     Raises:
-      InputError: the method has nothing that decides its cost, or costs more whatever it is.
+      InputError: the budget is no reduction, the method has nothing that decides its cost, or it
+        costs more whatever that is.
     """
+    check_budget(model, macs)
     shape = model.shape
     reducer.check(shape)
     variants = reducer.variants(shape)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tdm_jax.analysis import costs
-from tdm_jax.analysis.budget import at_budget
+from tdm_jax.analysis.budget import at_budget, check_budget
 from tdm_jax.analysis.candidate import BASELINE, Candidate, described, method_text
 from tdm_jax.analysis.fidelity import Fidelity, Photographs
 from tdm_jax.analysis.results import Result
@@ -203,12 +203,7 @@ class Search:
         Raises:
           InputError: the budget is no reduction, or cannot be met.
         """
-        whole = costs.multiply_adds(self.model.clone(reducer=Reducer()))
-        if self.macs >= whole:
-            raise InputError(
-                f"expected a budget below the {whole / 1e9:.4g} G without reduction; "
-                f"got {self.macs / 1e9:.4g} G"
-            )
+        check_budget(self.model, self.macs)
         known = [self.point(point) for point in KNOWN]
         trials = [trial for trial in known if trial is not None]
         trials += self.trials(GRID if grid is None else grid)

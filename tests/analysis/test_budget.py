@@ -68,6 +68,11 @@ def test_a_budget_below_all_names_the_least(model, whole):
         at_budget(model, make_reducer("tocom"), int(0.3 * whole))
 
 
+def test_a_budget_that_reduces_nothing_is_refused(model, whole):
+    with pytest.raises(InputError, match=r"below the 4.604 G without reduction; got 4.604 G"):
+        at_budget(model, make_reducer("tome"), whole)
+
+
 def test_candidates_at_budgets(whole):
     made = make_candidates(
         ["deit_small_patch16_224"],
