@@ -3,7 +3,8 @@
 `nearest_neighbours` is DINO's protocol (Caron et al., ICCV 2021, arXiv 2104.14294), which DINOv2
 keeps: the 20 nearest training images by cosine vote with exp(cosine / 0.07). `linear_probe` is
 multinomial logistic regression on standardised features, by L-BFGS, whose penalty is the one that
-answers best on a part of the training images that was held out.
+answers best on a part of the training images that was held out. Fitting holds the features four
+times at most: as they are, standardised, without those held out, and on the devices.
 """
 
 import functools
