@@ -40,5 +40,5 @@ def test_a_default_is_found_too(parse):
 
 
 def test_no_such_file(parse):
-    with pytest.raises(flags.Error, match=r"no file configs/digts\.py; .*, configs/digits\.py$"):
+    with pytest.raises(flags.Error, match=r"no file configs/digts\.py; .*, configs/digits\.py"):
         parse("--config=configs/digts.py")

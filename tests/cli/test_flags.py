@@ -38,13 +38,21 @@ def parse():
 
 
 def test_candidates(parse):
-    arguments = ("--models=a,b", "--keep_rates=0.7,0.5", "--layers=1,2", "--image_size=384")
+    arguments = (
+        "--models=a,b",
+        "--keep_rates=0.7,0.5",
+        "--layers=1,2",
+        "--image_size=384",
+        "--gmacs=2.3,2.9",
+    )
     parse(*arguments, "--candidate=c:d:0.25:tdm/r=3:0.5", define=[shared.define_candidates])
     assert shared.candidates() == {
         "models": ["a", "b"],
         "methods": ["none"],
         "keep_rates": [0.7, 0.5],
         "candidates": [("c:d:0.25", "tdm/r=3", 0.5)],
+        "gmacs": [2.3, 2.9],
+        "macs_ratios": [],
         "layers": [1, 2],
         "image_size": 384,
     }
