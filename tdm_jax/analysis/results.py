@@ -168,7 +168,7 @@ class Column(NamedTuple):
         if not known(spread):
             return show(value), ""
         ends = [show(end) for end in np.atleast_1d(spread)]
-        return show(value), f"± {ends[0]}" if len(ends) == 1 else " to ".join(ends)
+        return show(value), f"± {ends[0].lstrip('+')}" if len(ends) == 1 else " to ".join(ends)
 
 
 # What several tables show.
