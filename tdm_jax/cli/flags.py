@@ -95,7 +95,10 @@ def define_reducer() -> None:
 
 def define_data(eval_batch_size: int = 64) -> None:
     """Which data, and how their images are prepared where that is not as the model says."""
-    text = "Data to read: digits, folder (of class folders), photos (without labels), tfds:<name>."
+    text = (
+        "Data to read: digits, cluttered_digits, folder (of class folders), photos (without "
+        "labels), tfds:<name>."
+    )
     flags.DEFINE_string("data", "", text)
     flags.DEFINE_string("data_dir", "", "Root of the folder, or the data_dir of TFDS.")
     flags.DEFINE_string("split", "", "Name of the validation split, where it has no usual one.")

@@ -11,7 +11,8 @@ from tdm_jax.errors import InputError, unknown
 from tdm_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 from tdm_jax.parsing import parse
 
-NAMES = ("digits", "folder", "photos")
+EMBEDDED = ("digits", "cluttered_digits")
+NAMES = (*EMBEDDED, "folder", "photos")
 AUGMENTATIONS = ("crop", "affine", "none")
 
 
@@ -20,10 +21,11 @@ class DataConfig:
     """One data set with its transforms; `make_config` makes it, with each source's defaults.
 
     Attributes:
-      name: "digits" (embedded), "folder" (class folders under `data_dir`), "photos" (all images
-        below `data_dir`, without classes: to look at, not to train on), or "tfds:<name>", where
-        `<name>` may carry a builder config and a version: "tfds:imagenet2012_subset/10pct:5.0.0".
-      data_dir: root of the folder, or TFDS's data_dir. Unused for digits.
+      name: "digits" or "cluttered_digits" (embedded), "folder" (class folders under `data_dir`),
+        "photos" (all images below `data_dir`, without classes: to look at, not to train on), or
+        "tfds:<name>", where `<name>` may carry a builder config and a version:
+        "tfds:imagenet2012_subset/10pct:5.0.0".
+      data_dir: root of the folder, or TFDS's data_dir. Unused for what is embedded.
       train_split, validation_split: name in TFDS (slices such as "train[:90%]" too) or folder name.
         An empty validation_split takes the first there is of validation, val and test.
       holdout: for a folder without train and validation folders, the share of each class that is
@@ -154,6 +156,15 @@ _DIGITS = {
     "mixup": 0.0,
     "cutmix": 0.0,
 }
+# Nearly every image is new, and a network of four-pixel patches sees whole patches move.
+_CLUTTERED_DIGITS = {
+    **_DIGITS,
+    "image_size": (32, 32),
+    "mean": (0.088,),
+    "std": (0.225,),
+    "augmentation": "none",
+    "label_smoothing": 0.0,
+}
 _PHOTOS = {"channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
@@ -163,9 +174,9 @@ def make_config(
     """A checked `DataConfig` from a mapping, keywords, or both.
 
     What is not given, or None, has the default of its source: DeiT's recipe at 224 pixels for a
-    folder and for TFDS, 28 grey pixels with small shifts for the digits. A `mean` or `std` of one
-    number stands for all channels. `dataclasses.asdict` turns the result back into a mapping with
-    every key, as a config file wants it.
+    folder and for TFDS, 28 grey pixels with small shifts for the digits, 32 as they are for the
+    cluttered ones. A `mean` or `std` of one number stands for all channels. `dataclasses.asdict`
+    turns the result back into a mapping with every key, as a config file wants it.
 
     Raises:
       InputError: an unknown key, a value of another type, or one out of range.
@@ -173,7 +184,8 @@ def make_config(
     settings = {k: v for k, v in {**dict(values or {}), **overrides}.items() if v is not None}
     if isinstance(settings.get("image_size"), int):
         settings["image_size"] = (settings["image_size"],) * 2
-    defaults = _DIGITS if settings.get("name") == "digits" else _PHOTOS
+    embedded = {"digits": _DIGITS, "cluttered_digits": _CLUTTERED_DIGITS}
+    defaults = embedded.get(str(settings.get("name")), _PHOTOS)
     channels = settings.get("channels", defaults["channels"])
     for key in ("mean", "std"):
         numbers = settings.get(key, defaults[key])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tdm_jax.data.config import DataConfig
+from tdm_jax.data.cluttered_digits import ClutteredDigits
+from tdm_jax.data.config import EMBEDDED, DataConfig
 from tdm_jax.data.folder_source import open_folder, open_photos
 from tdm_jax.data.source import SPLITS, Record, Source
 from tdm_jax.errors import InputError, unknown
@@ -19,7 +20,7 @@ def open_source(config: DataConfig, split: str) -> Source:
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if config.name != "digits" and not config.data_dir:
+    if config.name not in EMBEDDED and not config.data_dir:
         raise InputError(f"data.data_dir is empty; data.name={config.name!r} needs a directory")
     return _open(
         config.name,
@@ -38,6 +39,10 @@ def _open(
 ) -> Source:
     if name == "digits":
         return DigitsSource(role)
+    if name == "cluttered_digits":
+        # Ten draws and more of each digit: chance moves an accuracy by a point at most.
+        length = {"train": 40_000, "validation": 4_000}[role]
+        return ClutteredDigits(DigitsSource(role), length, seed=SPLITS.index(role))
     if name == "folder":
         return open_folder(Path(data_dir).expanduser(), role, train, validation, holdout)
     if name == "photos":

@@ -57,7 +57,7 @@ def test_configs_are_hashable():
     [
         ({}, "name is missing"),
         ({"name": "digit"}, "did you mean 'digits'"),
-        ({"name": "tfds:"}, "expected digits, folder, photos or tfds:<name>"),
+        ({"name": "tfds:"}, "expected digits, cluttered_digits, folder, photos or tfds:<name>"),
         ({"name": "digits", "batchsize": 3}, "did you mean 'data.batch_size'"),
         ({"name": "digits", "batch_size": 0}, "batch_size: got 0, expected a positive integer"),
         ({"name": "digits", "batch_size": 2.5}, "batch_size: got 2.5, expected an integer"),
