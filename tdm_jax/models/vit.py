@@ -244,7 +244,7 @@ class VisionTransformer(nn.Module):
         query = self._pooling_query()
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
-            context = BlockContext(layer, self.shape, train, weights, block_key, pooling=query)
+            context = BlockContext(layer, self.shape, train, weights, block_key, key, pooling=query)
             state = self._block(layer)(state, context)
             if return_info:
                 states.append(state)

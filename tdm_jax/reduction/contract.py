@@ -114,6 +114,7 @@ class BlockContext(struct.PyTreeNode):
       train: whether this is a training forward pass.
       weights: the method's own learned weights, {} if it has none.
       key: randomness for this block; None where the caller gave none.
+      pass_key: the same in every block of a forward pass.
       attention: the block's own, for `after_attention`; None before, and where the method gave the
         map.
       preview: a look at the block's attention, for `before_block`.
@@ -126,6 +127,7 @@ class BlockContext(struct.PyTreeNode):
     train: bool = struct.field(pytree_node=False)
     weights: Weights
     key: Any = None
+    pass_key: Any = None
     attention: Attention | None = None
     preview: Preview | None = struct.field(pytree_node=False, default=None)
     update: Float[Array, "b n d"] | None = None
@@ -319,6 +321,13 @@ class Reducer:
         """Called once, after the last block and before the final norm."""
         return state
 
+    def of_teacher(self) -> "Reducer":
+        """What reduces the tokens of a model that teaches one with this method.
+
+        Teacher and student draw from the same key.
+        """
+        return Reducer()
+
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
         """Named scalar losses that a learned method adds to the training objective.
 
@@ -326,8 +335,8 @@ class Reducer:
           info: `Info` of the training forward pass.
           logits: its answer [b, c].
           labels: target distributions [b, c].
-          teacher: what the unreduced model says to the same images, as the pair (logits, `Info`);
-            None where training has no teacher. It receives no gradient.
+          teacher: what the teacher says to the same images, as the pair (logits, `Info`); None
+            where training has none. It receives no gradient.
         """
         return {}
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from tdm_jax.errors import InputError
 from tdm_jax.ops.gathering import gather_tokens
-from tdm_jax.reduction.contract import BlockContext, KeyMask
+from tdm_jax.reduction.contract import KeyMask
 from tdm_jax.reduction.token_state import TokenKind, TokenState
 
 
@@ -28,17 +28,15 @@ def key_mask(state: TokenState) -> KeyMask:
     return KeyMask(jnp.concatenate([prefix, there], axis=1))
 
 
-def training_key(title: str, context: BlockContext) -> Array:
+def training_key(title: str, key: Any) -> Array:
     """The randomness of a training step of a method.
 
     Raises:
       InputError: the caller gave none.
     """
-    if context.key is None:
-        raise InputError(
-            f"{title} draws masks in training: expected rngs={{'reducer': key}}; got none"
-        )
-    return context.key
+    if key is None:
+        raise InputError(f"{title} draws in training: expected rngs={{'reducer': key}}; got none")
+    return key
 
 
 def still_there(state: TokenState) -> Float[Array, "b n"]:

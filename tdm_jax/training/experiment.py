@@ -215,14 +215,18 @@ def initial_variables(settings: Settings, model: VisionTransformer) -> PyTree:
 
 
 def load_teacher(settings: Settings) -> tuple[VisionTransformer | None, PyTree]:
-    """The teacher, unreduced, and its variables; (None, None) without distillation."""
+    """The teacher and its variables; (None, None) without distillation.
+
+    It is unreduced, unless the student's method says otherwise (`Reducer.of_teacher`).
+    """
     path = settings.distill.teacher
     if not path:
         return None, None
     if path == "init_from":
         path = settings.init_from
     dtype = {"dtype": _dtype(settings.model["dtype"])} if "dtype" in settings.model else {}
-    model, variables = load_pretrained(path, "none", **dtype)
+    model, variables = load_pretrained(path, "none", image_size=settings.data.image_size, **dtype)
+    model = model.clone(reducer=reducer_of(settings.reducer).of_teacher())
     return model, jax.tree.map(np.asarray, variables)
 
 

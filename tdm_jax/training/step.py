@@ -221,7 +221,9 @@ def _loss(
     total = values["cross_entropy"]
     teacher = None
     if recipe.teacher is not None:
-        teacher = recipe.teacher.apply(teacher_variables, images, return_info=True)
+        teacher = recipe.teacher.apply(
+            teacher_variables, images, return_info=True, rngs={"reducer": reducer}
+        )
         term = losses.distillation(distilled, teacher[0], recipe.distill).mean()
         values["distillation"] = term
         total = (1.0 - recipe.distill.weight) * total + recipe.distill.weight * term

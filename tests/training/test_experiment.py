@@ -74,7 +74,7 @@ def checkpoint(tmp_path):
     return tmp_path, variables
 
 
-def test_a_working_directory_teaches_unreduced(checkpoint):
+def test_a_working_directory_teaches_as_the_method_wants_it(checkpoint):
     path, variables = checkpoint
     assert load_teacher(settings_of()) == (None, None)
     for teacher in (str(path), "init_from"):
@@ -84,6 +84,8 @@ def test_a_working_directory_teaches_unreduced(checkpoint):
         model, loaded = load_teacher(settings)
         assert model.reducer == Reducer()
         jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    settings = dataclasses.replace(settings, reducer={"name": "tocom"})
+    assert load_teacher(settings)[0].reducer == make_reducer("tocom").of_teacher() != Reducer()
 
 
 def test_a_working_directory_is_started_from_with_the_runs_own_reducer(checkpoint):

@@ -234,6 +234,37 @@ def test_a_teacher_weighs_in(kind, distilled):
     assert values["distillation"] > 0.0
 
 
+def test_a_model_teaches_itself_to_merge_any_number_of_tokens():
+    model = create_model(
+        "vit", "tocom", r=4, dim=16, scale=1.0, image_size=SIZE, patch_size=4, width=32, depth=2,
+        num_heads=2, num_classes=CLASSES,
+    )  # fmt: skip
+    variables = random_variables(model)
+    # As if trained: fresh logits hardly depend on the image.
+    variables["params"]["head"]["kernel"] *= 50
+    masks = {"params": {name: name == "reducer" for name in variables["params"]}}
+    optimizer = optax.masked(optax.adam(1e-2), masks)
+    recipe = make_recipe(
+        model,
+        data={"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0},
+        distill=DistillConfig(kind="soft", teacher="given", weight=1.0),
+        teacher=model.clone(reducer=model.reducer.of_teacher()),
+        optimizer=optax.chain(optimizer, optax.masked(optax.set_to_zero(), jax.tree.map(
+            lambda x: not x, masks
+        ))),
+    )  # fmt: skip
+    state, batch = init_state(recipe, variables), random_batch()
+    told = []
+    for _ in range(60):
+        state, values = train_step(recipe, state, batch, variables)
+        told.append(float(values["loss"]))
+    assert np.mean(told[-20:]) < 0.8 * np.mean(told[:20])
+    after = state.variables["params"]
+    for name, module in variables["params"].items():
+        same = jax.tree.map(lambda x, y: bool((x == y).all()), module, after[name])
+        assert jax.tree.all(same) == (name != "reducer")
+
+
 def test_training_learns_a_batch_by_heart():
     clean = {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "label_smoothing": 0.0}
     recipe = make_recipe(make_model("evit"), data=clean)

@@ -134,7 +134,7 @@ class Predicted(Importance):
     def mask(
         self, state: TokenState, context: BlockContext, weights: Weights, share: float
     ) -> TokenState:
-        keep = gumbel_keep(training_key("DynamicViT", context), self._predict(state, weights))
+        keep = gumbel_keep(training_key("DynamicViT", context.key), self._predict(state, weights))
         state = mask_tokens(state, keep * still_there(state))
         return recorded(state, "excess", state.valid.mean(axis=1) - share)
 

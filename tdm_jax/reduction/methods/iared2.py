@@ -111,7 +111,7 @@ class Interpreted(Importance):
         # The reward, not the schedule, says how many stay in training.
         there, score = still_there(state), self.measure(state, context, weights)
         probability = score + self.exploration * (1 - 2 * score)
-        stays = jax.random.bernoulli(training_key("IARED2", context), probability)
+        stays = jax.random.bernoulli(training_key("IARED2", context.key), probability)
         drawn = jnp.log(jnp.where(stays, probability, 1 - probability))
         drawn = (drawn * there).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)
         state = mask_tokens(state, stays * there)

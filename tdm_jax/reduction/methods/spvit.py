@@ -243,7 +243,7 @@ class SPViT(StageReducer):
         there, tokens = still_there(state), state.tokens[:, :own]
         score = self._score(state, context)[:, :own]
         odds = jnp.log(jnp.clip(jnp.stack([score, 1 - score], axis=-1), 1e-6))
-        keep = gumbel_keep(training_key("SPViT", context), odds) * there[:, :own]
+        keep = gumbel_keep(training_key("SPViT", context.key), odds) * there[:, :own]
         dropped = there[:, :own] - keep
         weight = dropped * score
         weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)

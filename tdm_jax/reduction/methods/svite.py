@@ -72,7 +72,7 @@ class LinearScore(Importance):
         score = state.tokens.astype(jnp.float32) @ weights["kernel"] + weights["bias"]
         score = jax.nn.log_softmax(score[..., 0])
         if context.train:
-            noise = jax.random.gumbel(training_key("SViTE", context), score.shape)
+            noise = jax.random.gumbel(training_key("SViTE", context.key), score.shape)
             score = (score + noise) / self.temperature
         return jax.nn.softmax(score)
 

@@ -14,18 +14,21 @@ m is constant, so the map is part of the kernel that makes queries and values. T
 hook on tokens can do: the method hands the block what to add to its kernel (`qkv_update`), once a
 batch, and `tdm_jax.models.folding.fold` adds it for good, after which it costs nothing.
 
-The authors learn D and U once, by distillation over random pairs of r and source_r, with a dropout
-of 0.1 between them; that is not here.
+D and U are learned once for all pairs, by distillation (configs/tocom.py): at each step r and
+source_r are drawn, from 0 to 16, and what r leaves with the correction learns to answer as the same
+model does by plain ToMe with source_r. One program serves all pairs (`tdm_jax.reduction.elastic`),
+and only the maps are trained. As they are part of a kernel, the authors' dropout of 0.1 between
+them has no place.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdm_jax.errors import InputError
 from tdm_jax.reduction.contract import (
@@ -38,6 +41,8 @@ from tdm_jax.reduction.contract import (
     Weights,
     require,
 )
+from tdm_jax.reduction.elastic import drawn_pair, leading, merge_leading, visible
+from tdm_jax.reduction.learned import training_key
 from tdm_jax.reduction.methods.tome import TOME
 from tdm_jax.reduction.original_weights import import_stages, stage_name
 from tdm_jax.reduction.stages import StageReducer
@@ -45,6 +50,35 @@ from tdm_jax.reduction.token_state import TokenState
 
 # The most tokens that a block may merge: as many groups of channels there are.
 MOST = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn(Reducer):
+    """ToMe in every block, with a number that is drawn anew for each forward pass.
+
+    Attributes:
+      which: of the drawn pair: 0 for the student's number, 1 for the teacher's.
+    """
+
+    which: int
+
+    def pair(self, context: BlockContext) -> Int[Array, "2"]:
+        """R and source_r of this forward pass."""
+        most = min(MOST, context.shape.patches // 2)
+        return drawn_pair(training_key("ToCom", context.pass_key), most)
+
+    def key_weight(self, state: TokenState, context: BlockContext) -> Float[Array, "b t"]:
+        return visible(state)
+
+    def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
+        r = self.pair(context)[self.which]
+        metric: Any = TOME.metric.of_all(state, context, {})
+        return merge_leading(
+            state, metric, *leading(context.shape.patches, r, merges=context.layer)
+        )
+
+
+STUDENT, TEACHER = Drawn(which=0), Drawn(which=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +132,16 @@ class ToCom(Reducer):
     def key_weight(
         self, state: TokenState, context: BlockContext
     ) -> Float[Array, "b t"] | KeyMask | AttentionMap | None:
-        return self.merger.key_weight(state, context)
+        return self._merging(context).key_weight(state, context)
 
     def after_attention(self, state: TokenState, context: BlockContext) -> TokenState:
-        return self.merger.after_attention(state, context)
+        return self._merging(context).after_attention(state, context)
+
+    def _merging(self, context: BlockContext) -> Reducer:
+        return STUDENT if context.train else self.merger
+
+    def of_teacher(self) -> Reducer:
+        return TEACHER
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -110,11 +150,17 @@ class ToCom(Reducer):
         return self.dim - group * many, self.dim - group * few
 
     def qkv_update(self, context: BlockContext) -> Float[Array, "d 3*d"] | None:
-        if self.r == self.source_r:
+        own, factor, inner = context.weights[stage_name(context.layer)], self.scale, slice(None)
+        if context.train:
+            from_end, group = jnp.arange(self.dim, 0, -1), self.dim // MOST
+            own_r, source = (from_end <= group * r for r in STUDENT.pair(context))
+            factor *= own_r.astype(jnp.float32) - source
+        elif self.r == self.source_r:
             return None
-        own, scale = context.weights[stage_name(context.layer)], self.scale
-        scale = scale if self.r > self.source_r else -scale
-        q, v = (_product(own[part], self.channels, scale) for part in ("q", "v"))
+        else:
+            inner = slice(*self.channels)
+            factor *= 1 if self.r > self.source_r else -1
+        q, v = (_product(own[part], inner, factor) for part in "qv")
         return jnp.concatenate([q, jnp.zeros_like(q), v], axis=1)
 
     def folded(self) -> Reducer:
@@ -143,8 +189,7 @@ class ToCom(Reducer):
         return import_stages(self, arrays, "blocks", names)
 
 
-def _product(maps: Weights, channels: tuple[int, int], scale: float) -> Float[Array, "d d"]:
-    """What two maps with some channels between them are as one, times a number."""
-    inner = slice(*channels)
+def _product(maps: Weights, inner: slice, factor: Any) -> Float[Array, "d d"]:
+    """What two maps with some channels between them, times a factor, are as one."""
     down, up = maps["down"]["kernel"][:, inner], maps["up"]["kernel"][inner]
-    return jnp.matmul(scale * down, up, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(factor * down, up, precision=jax.lax.Precision.HIGHEST)

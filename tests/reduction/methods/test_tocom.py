@@ -6,6 +6,7 @@ With `tdm_jax.models.folding`.
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tdm_jax import create_model, make_reducer
 from tdm_jax.errors import InputError
 from tdm_jax.models.folding import fold
 from tdm_jax.reduction import ViTShape
+from tdm_jax.reduction.elastic import drawn_pair
 from tdm_jax.reduction.methods.tocom import ToCom
 
 SHAPE = ViTShape((4, 4), 2, 16, 2)
@@ -85,6 +87,40 @@ def test_fresh_weights_correct_nothing_and_can_learn():
     up = gradient["params"]["reducer"]["stage_0"]["v"]["up"]["kernel"]
     # Of the 16 channels between the maps, the last 3 are switched on.
     assert (np.abs(up).max(axis=1) > 0).tolist() == [False] * 13 + [True] * 3
+
+
+@functools.cache
+def in_training():
+    """A network's answers to a key in training, and its teacher's."""
+    model, params = random_model(r=3, source_r=1, dim=16, scale=1.0)
+    teacher = model.clone(reducer=model.reducer.of_teacher())
+
+    @jax.jit
+    def answers(params, key):
+        student = model.apply(params, IMAGES, train=True, rngs={"reducer": key})
+        return student, teacher.apply(params, IMAGES, rngs={"reducer": key})
+
+    return model, params, answers
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_in_training_any_pair_answers_as_it_does_at_inference(seed):
+    model, params, answers = in_training()
+    key = jax.random.key(seed)
+    student, teacher = answers(params, key)
+    stem = nn.apply(lambda m: m.make_rng("reducer"), model)({}, rngs={"reducer": key})
+    r, source = (int(x) for x in drawn_pair(stem, 8))
+    assert r != source
+    own = model.clone(reducer=ToCom(r=r, source_r=source, dim=16, scale=1.0))
+    tome = model.clone(reducer=make_reducer("tome", r=source))
+    np.testing.assert_allclose(teacher, jax.jit(tome.apply)(params, IMAGES), atol=1e-5)
+    np.testing.assert_allclose(student, jax.jit(own.apply)(params, IMAGES), atol=1e-5)
+
+
+def test_training_needs_a_key():
+    model, params, _ = in_training()
+    with pytest.raises(InputError, match="ToCom draws in training: expected rngs="):
+        model.apply(params, IMAGES, train=True)
 
 
 def test_channels_that_are_switched_on():
