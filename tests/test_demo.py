@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import digits
+from configs import cluttered_digits
 from tdm_jax import demo
 
 
@@ -10,15 +10,15 @@ from tdm_jax import demo
 def test_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "METHODS", ("tdm",))
     monkeypatch.setattr(demo, "KEEP_RATES", (0.5,))
-    monkeypatch.setattr(demo, "FINE_TUNING_EPOCHS", 0.1)
-    config = digits.get_config()
+    monkeypatch.setattr(demo, "FINE_TUNING_EPOCHS", 0.004)
+    config = cluttered_digits.get_config()
     config.model.width, config.model.depth, config.reducer.layers = 16, 3, (1, 2)
-    config.epochs, config.optim.warmup_epochs = 0.2, 0.0
+    config.epochs, config.optim.warmup_epochs = 0.008, 0.0
     text = demo.demo(config, tmp_path)
-    rows = [line for line in text.splitlines() if line.startswith("| DeiT, digits")]
+    rows = [line for line in text.splitlines() if line.startswith("| cluttered digits")]
     assert [("off the shelf" in row, "fine-tuned" in row) for row in rows] == [
         (False, False), (True, False), (False, True),
     ]  # fmt: skip
     assert "top-1, the same" in text
     written = {path.name for path in tmp_path.iterdir()}
-    assert written >= {"comparison.md", "digits_timm.safetensors", "report.html", "tokens.png"}
+    assert written >= {"comparison.md", "timm.safetensors", "report.html", "tokens.png"}
