@@ -4,6 +4,7 @@ from tdm_jax.analysis import costs as cost
 from tdm_jax.analysis.calibration import calibrate
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data.preprocessing import preprocess
+from tdm_jax.exporting.artifact import export_model, load_exported
 from tdm_jax.models.info import unmerge
 from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.registry import create_model, list_models
@@ -19,8 +20,10 @@ __all__ = [
     "cost",
     "create_model",
     "describe_reducer",
+    "export_model",
     "list_models",
     "list_reducers",
+    "load_exported",
     "load_pretrained",
     "make_reducer",
     "preprocess",

@@ -3,7 +3,8 @@
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
@@ -97,6 +98,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: expected a file name; got a folder") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(
+    path: Path, *, overwrite: bool, ours: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `path` at the end; an error leaves no trace.
+
+    Args:
+      path: of the folder.
+      overwrite: whether it may replace one that exists.
+      ours: whether that is one to be replaced, and nothing a user would miss.
+
+    Raises:
+      InputError: there is one that stays, or nothing can be written there.
+    """
+    if path.exists() and not (overwrite and ours(path)):
+        hint = "not an exported model, so it stays" if overwrite else "--overwrite would replace it"
+        raise InputError(f"{path} exists ({hint}); expected a new name")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with writable(path):
+        beside.mkdir(parents=True)
+    try:
+        yield beside
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

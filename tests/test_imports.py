@@ -13,7 +13,7 @@ LEAVES = ("version", "errors", "files", "parsing")
 # A room imports those before it; the commands, and the front door with them, are above all.
 ROOMS = (
     *LEAVES, "ops", "reduction", "parallel", "cli", "models", "data",
-    "checkpoint", "training", "analysis", "plotting",
+    "checkpoint", "training", "analysis", "exporting", "plotting",
 )  # fmt: skip
 # These are beside the others of their floor: they know this much alone.
 KNOW = {

@@ -1,10 +1,6 @@
 """Models for other programs: a file or folder of timm's, a folder of Hugging Face's."""
 
 import json
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from tdm_jax.checkpoint.names import REDUCER
 from tdm_jax.checkpoint.rewriting import Params
 from tdm_jax.checkpoint.timm import timm_config, to_timm
 from tdm_jax.errors import InputError
-from tdm_jax.files import replacing, writable
+from tdm_jax.files import replacing, replacing_folder
 from tdm_jax.models.vit import VisionTransformer
 
 METADATA = "tdm_jax"  # the key in a .safetensors file under which our description stands
@@ -113,7 +109,7 @@ def save_timm(
     """
     model, arrays = to_timm(model, flat(variables))
     config = timm_config(model)
-    with _replacing_folder(Path(path), overwrite=overwrite) as folder:
+    with replacing_folder(Path(path), overwrite=overwrite, ours=is_exported) as folder:
         _write(folder / "model.safetensors", model, arrays)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
@@ -144,7 +140,7 @@ def save_hugging_face(
             "expected another --format"
         )
     model, config, arrays = to_hugging_face(model, params)
-    with _replacing_folder(Path(path), overwrite=overwrite) as folder:
+    with replacing_folder(Path(path), overwrite=overwrite, ours=is_exported) as folder:
         _write(folder / "model.safetensors", model, arrays)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         if model.preprocessing is not None:
@@ -157,21 +153,3 @@ def is_exported(path: str | PathLike[str]) -> bool:
     folder = epath.Path(path)
     names = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
     return names >= set(_FILES[:2]) and names <= set(_FILES)
-
-
-@contextmanager
-def _replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Gives an empty folder that takes the place of `path` at the end; an error leaves no trace."""
-    if path.exists() and not (overwrite and is_exported(path)):
-        hint = "not an exported model, so it stays" if overwrite else "--overwrite would replace it"
-        raise InputError(f"{path} exists ({hint}); expected a new name")
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with writable(path):
-        beside.mkdir(parents=True)
-    try:
-        yield beside
-        if path.exists():
-            shutil.rmtree(path)
-        beside.rename(path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -8,7 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.ops.platform import by_platform, in_reverse_mode
+from tdm_jax.ops.platform import by_platform, in_reverse_mode, is_portable
 
 _ROWS = 256  # queries that a CPU's fused attention takes at its full speed
 
@@ -26,7 +26,7 @@ def attend(
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[1] > _ROWS:
         forms["cpu"] = by_blocks
-    if bias is None and _has_cudnn_kernel(q):
+    if bias is None and not is_portable() and _has_cudnn_kernel(q):
         forms["cuda"] = by_cudnn_backward if in_reverse_mode() else by_cudnn
     if not forms:
         return by_products(q, k, v, bias)

@@ -14,6 +14,7 @@ REFERENCE = "reference"
 # What jax.jit has compiled under one value is traced anew under another.
 _pinned = jax.make_user_context(None)
 _reverse_mode = jax.make_user_context(False)
+_portable = jax.make_user_context(False)
 
 
 def pinned(platform: str) -> contextlib.AbstractContextManager:
@@ -62,3 +63,16 @@ def reverse_mode() -> contextlib.AbstractContextManager:
 def in_reverse_mode() -> bool:
     """Whether the program that is being traced may allow reverse mode alone."""
     return _reverse_mode.value
+
+
+def portable() -> contextlib.AbstractContextManager:
+    """Traces no kernel that only the device at hand has, so that a program runs on others too.
+
+    It concerns cuDNN's attention: see `tdm_jax.ops.attention`.
+    """
+    return _portable(True)
+
+
+def is_portable() -> bool:
+    """Whether the program that is being traced is for other devices, too."""
+    return _portable.value

@@ -1,0 +1,1 @@
+"""Models that leave: programs that run without this library."""
