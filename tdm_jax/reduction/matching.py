@@ -64,15 +64,17 @@ def by_cost(
     a, b = halves(prefix)
     # Rounding may find tokens alike beyond 1, and a weight of 0 would make all alike.
     cost = jnp.maximum(1 - cosine_similarity(metric[:, a::2], metric[:, b::2]), 1e-6)
+    exponent: Array | float = 0.0
     for weight, power in penalties:
         weight = jnp.maximum(weight.astype(jnp.float32), 1e-9)
         own, other = weight[:, a::2, None], weight[:, None, b::2]
-        cost = cost * (own * other / (own + other)) ** power
+        exponent += power * jnp.log(own * other / (own + other))
+    cost *= jnp.exp(exponent)
     least = cost.min(axis=-1)
     if one_sided:
-        wanted = jnp.argmin(cost, axis=1)  # by each of B
-        mutual = gather_tokens(wanted, jnp.argmin(cost, axis=-1)) == jnp.arange(cost.shape[1])
-        least = jnp.where(mutual, least, (1 + one_sided) * least)
+        # Comparisons take a CPU half as long as the two argmins that say the same.
+        both = (cost == least[..., None]) & (cost == cost.min(axis=1, keepdims=True))
+        least = jnp.where(both.any(axis=-1), least, (1 + one_sided) * least)
     return _best_pairs(-cost, -least, (a, b), merging)
 
 
