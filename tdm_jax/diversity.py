@@ -40,8 +40,9 @@ def main() -> None:
         plots.check_installed()
     evaluation = Evaluation(shared.data("diversity is measured on images"))
     candidates = make_candidates(**shared.candidates())
-    start.note(f"scoring {len(candidates)} candidates on {FLAGS.data}")
-    rows = diversity_rows(candidates, evaluation, block=FLAGS.block, limit=FLAGS.batches)
+    rows = diversity_rows(
+        candidates, evaluation, block=FLAGS.block, limit=FLAGS.batches, note=start.note
+    )
     about = environment.describe()
     remark = f"{per_block(rows)}\n{environment.line(about)}"
     if output:

@@ -15,7 +15,8 @@ from tdm_jax.analysis.timing import Measurement, Timing, compile_forward, measur
 from tdm_jax.models.vit import VisionTransformer
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
+    """A note that nobody hears."""
     del text
 
 
@@ -26,7 +27,7 @@ def compare(
     timing: Timing | None = None,
     batch_size: int = 32,
     tries: int = 3,
-    note: Callable[[str], None] = _silent,
+    note: Callable[[str], None] = silent,
 ) -> list[Result]:
     """Makes the rows of a comparison, those of `with_baselines(candidates)`.
 
@@ -101,7 +102,7 @@ def measure_speeds(
     timing: Timing,
     *,
     batch_size: int,
-    note: Callable[[str], None] = _silent,
+    note: Callable[[str], None] = silent,
 ) -> list[Measurement]:
     """The speed of each candidate, beside the first one of its name in the same rounds.
 

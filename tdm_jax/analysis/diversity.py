@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from tdm_jax import data
 from tdm_jax.analysis.candidate import BASELINE, Candidate, with_baselines
-from tdm_jax.analysis.comparison import compare
+from tdm_jax.analysis.comparison import compare, silent
 from tdm_jax.analysis.evaluation import Evaluation
 from tdm_jax.analysis.fidelity import block_fidelity
 from tdm_jax.analysis.results import UNKNOWN, Column, Result, markdown, significant
@@ -142,6 +142,7 @@ def diversity_rows(
     *,
     block: int = -1,
     limit: int | None = None,
+    note: Callable[[str], None] = silent,
 ) -> list[Result]:
     """Rows of a comparison with the diversity and the fidelity of the tokens behind each block.
 
@@ -150,6 +151,7 @@ def diversity_rows(
       evaluation: the data, for accuracy and diversity.
       block: whose tokens stand for a candidate in `diversity`.
       limit: batches that the diversity is averaged over; None for all.
+      note: is told what is being done.
 
     Raises:
       InputError: see `compare`; or there is no such block.
@@ -160,7 +162,9 @@ def diversity_rows(
     candidates = with_baselines(candidates)
     rows = []
     unreduced = {candidate.name: candidate for candidate in reversed(candidates)}
-    for row, candidate in zip(compare(candidates, evaluation=evaluation), candidates, strict=True):
+    compared = compare(candidates, evaluation=evaluation, note=note)
+    for row, candidate in zip(compared, candidates, strict=True):
+        note(f"scoring {candidate.name} {candidate.label}")
         model, against = candidate.model, unreduced[candidate.name]
         found = mean_of_blocks(candidate, against, evaluation.data_config(model), limit=limit)
         scores, cosines, dense = (tuple(values.tolist()) for values in found)

@@ -175,15 +175,18 @@ def make_config(
 
     What is not given, or None, has the default of its source: DeiT's recipe at 224 pixels for a
     folder and for TFDS, 28 grey pixels with small shifts for the digits, 32 as they are for the
-    cluttered ones. A `mean` or `std` of one number stands for all channels. `dataclasses.asdict`
-    turns the result back into a mapping with every key, as a config file wants it.
+    cluttered ones. A `mean` or `std` of one number stands for all channels, an `image_size` of one
+    for both sides. `dataclasses.asdict` turns the result back into a mapping with every key, as a
+    config file wants it.
 
     Raises:
       InputError: an unknown key, a value of another type, or one out of range.
     """
     settings = {k: v for k, v in {**dict(values or {}), **overrides}.items() if v is not None}
-    if isinstance(settings.get("image_size"), int):
-        settings["image_size"] = (settings["image_size"],) * 2
+    match settings.get("image_size"):
+        # `--config.data.image_size=112` is a list of one.
+        case int(side) | [int(side)]:
+            settings["image_size"] = (side, side)
     embedded = {"digits": _DIGITS, "cluttered_digits": _CLUTTERED_DIGITS}
     defaults = embedded.get(str(settings.get("name")), _PHOTOS)
     channels = settings.get("channels", defaults["channels"])

@@ -20,6 +20,7 @@ def test_defaults_depend_on_the_source():
 def test_what_is_given_wins_over_the_default():
     config = data.make_config({"name": "digits", "image_size": 32}, mixup=1, mean=[0.5], flip=0.5)
     assert config.image_size == (32, 32)
+    assert data.make_config(name="digits", image_size=(32,)).image_size == (32, 32)
     assert config.mixup == 1.0
     assert isinstance(config.mixup, float)
     assert config.mean == (0.5,)
