@@ -86,6 +86,25 @@ def _model() -> dict[str, Any]:
     return {"layers": numbers("layers", int), **chosen}
 
 
+def define_processes() -> None:
+    """The other processes of a command that runs as several."""
+    elsewhere = "where the processes do not find each other"
+    text = "Join the other processes; on a TPU pod or under Slurm they find each other."
+    flags.DEFINE_bool("distributed", False, text)
+    text = f"Address of process 0, as host:port, {elsewhere}."
+    flags.DEFINE_string("coordinator_address", None, text)
+    flags.DEFINE_integer("num_processes", None, f"Number of all processes, {elsewhere}.", 1)
+    flags.DEFINE_integer("process_id", None, f"Number of this process, from 0, {elsewhere}.", 0)
+
+
+def processes() -> tuple[bool, str | None, int | None, int | None]:
+    """What `parallel.distributed.initialize` takes."""
+    return (
+        *(FLAGS.distributed, FLAGS.coordinator_address),
+        *(FLAGS.num_processes, FLAGS.process_id),
+    )
+
+
 def define_reducer() -> None:
     """The method of the checkpoint."""
     text = "Method, with settings as in tdm/preset=published; by default the saved one."
