@@ -7,30 +7,17 @@ Hardware: two CPU cores. Time: three minutes. Top-1 on 4,000 test images: 95.6% 
 
 from ml_collections import ConfigDict
 
+from tdm_jax.configs import digits
 from tdm_jax.training.config import default_config
-
-# As for the digits: class attention has two blocks to form in before it decides.
-LAYERS = (2, 3, 5)
 
 
 def get_config() -> ConfigDict:
     config = default_config(name="cluttered_digits")
-    config.model = ConfigDict(
-        {
-            "name": "vit",
-            "patch_size": 4,
-            "width": 64,
-            "depth": 6,
-            "num_heads": 2,
-            # Beside the learned positions: what is near what is the same wherever the digit is.
-            "rotary": {"temperature": 100.0},
-            "qkv_bias": "qv",  # as in EVA-02: under timm's names there are no others with rotary
-            "drop_path": 0.0,
-            "dtype": "float32",
-            "remat": False,
-        }
-    )
-    config.reducer.layers = LAYERS
+    config.model = digits.get_config().model
+    # Beside the learned positions: what is near what is the same wherever the digit is.
+    config.model.rotary = {"temperature": 100.0}
+    config.model.qkv_bias = "qv"  # as in EVA-02: under timm's names there are no others with rotary
+    config.reducer.layers = digits.LAYERS
     config.epochs = 1.28  # 1,600 steps of 32
     config.optim.learning_rate = 5e-4 * 512 / 32  # 5e-4 at the batch of 32
     config.optim.warmup_epochs = 0.12
