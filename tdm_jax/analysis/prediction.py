@@ -28,6 +28,7 @@ from tdm_jax.checkpoint.integrity import checksums
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.pipeline import host_row
+from tdm_jax.data.source import Source
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import read_json, replacing, write_text
 from tdm_jax.models.vit import VisionTransformer
@@ -97,7 +98,7 @@ def predict(
       folder: for the shards, `part-<first image>-<process>.npz` (or .parquet), with an `index`, a
         `name` and, where there is one, a `label` for each image that could be read; for
         `_predictions.json`, which says what they are of; and for a list of the unreadable images.
-        Readers of Parquet pass over names that begin with a line.
+        Readers of Parquet pass over names that begin with an underscore.
       wanted: what is to be written.
       process: number and count of the processes that share the images.
       bar: label of a progress bar; none without one.
@@ -112,6 +113,8 @@ def predict(
     wanted = wanted or Wanted()
     check_weights([candidate])
     wanted.check(candidate.model)
+    if wanted.format == "parquet":
+        _parquet()
     source, count = data.open_source(config, split), data.num_examples(config, split)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
     host, hosts = process
@@ -119,10 +122,11 @@ def predict(
     batch = -(-min(config.eval_batch_size or config.batch_size, count) // unit) * unit
     # One that cannot be read is no reason to stop.
     config = dataclasses.replace(config, eval_batch_size=batch, max_corrupt=count)
-    about = _about(candidate, config, split, wanted, hosts, count)
+    about = _about(candidate, config, split, wanted, source) | {"processes": hosts}
     _same_or_new(folder / SUMMARY, about, write=host == 0)
     variables = jax.device_put(candidate.variables, sharding.replicated(mesh))
-    answer = functools.partial(_program(candidate.model, _of(config), wanted), variables)
+    normalisation = config.mean, config.std
+    answer = functools.partial(_program(candidate.model, normalisation, wanted), variables)
 
     steps, local = -(-count // batch), batch // hosts
     per_shard = max(1, wanted.shard // local)
@@ -134,7 +138,9 @@ def predict(
             stop = min(start + per_shard, steps)
             path = folder / f"part-{start * batch:012d}-{host}.{wanted.format}"
             if path.exists():
-                batches = batches and batches.close()
+                if batches is not None:
+                    batches.close()
+                batches = None
             else:
                 batches = batches or data.eval_batches(
                     config, split, start_step=start, process_index=host, process_count=hosts
@@ -144,6 +150,8 @@ def predict(
                 _write(path, _shard(parts, index, source, labelled=not config.unlabelled))
             progress.update(stop * local - progress.n)
             found.append(_index(path))
+    if batches is not None:
+        batches.close()
     written = np.concatenate(found)
     own = [i for i in map(rows, range(steps * local)) if i < count]
     missing = sorted(set(own) - set(written.tolist()))
@@ -153,29 +161,22 @@ def predict(
     return {"images": len(own), "written": len(written), "unreadable": unreadable}
 
 
-def _of(config: DataConfig) -> tuple[Any, Any]:
-    return config.mean, config.std
-
-
 def _about(
-    candidate: Candidate,
-    config: DataConfig,
-    split: str,
-    wanted: Wanted,
-    processes: int,
-    images: int,
+    candidate: Candidate, config: DataConfig, split: str, wanted: Wanted, source: Source
 ) -> dict[str, Any]:
     """What answers are of: where it is the same, so are they."""
     weights = hashlib.sha256(repr(sorted(checksums(candidate.variables).items())).encode())
+    names = hashlib.sha256()
+    for index in range(len(source)):
+        names.update(f"{source.describe(index)}\n".encode())
     prepared = ("image_size", "channels", "mean", "std", "crop_pct", "interpolation")
     return {
         "model": describe(candidate.model),
         "weights": weights.hexdigest()[:16],
         "data": {"name": config.name, "data_dir": config.data_dir, "split": split},
         "prepared": {name: getattr(config, name) for name in prepared},
-        "images": images,
+        "images": {"count": len(source), "names": names.hexdigest()[:16]},
         "batch_size": config.eval_batch_size,
-        "processes": processes,
         **dataclasses.asdict(wanted),
         "classes": None if config.unlabelled else data.class_names(config),
     }
@@ -236,7 +237,7 @@ def _answers(
 def _shard(
     parts: Iterator[tuple[np.ndarray, np.ndarray, Rows]],
     index: Int[np.ndarray, " n"],
-    source: Any,
+    source: Source,
     *,
     labelled: bool,
 ) -> Rows:

@@ -61,8 +61,10 @@ class ExportedModel:
           InputError: the images are of another type or shape.
         """
         expected = self.manifest["input"]
-        sides = zip(images.shape[1:], expected["shape"][1:], strict=True)
-        fits = all(not side.isdigit() or int(side) == got for got, side in sides)
+        fits = len(images.shape) == len(expected["shape"]) and all(
+            not side.isdigit() or int(side) == got
+            for got, side in zip(images.shape, expected["shape"], strict=True)
+        )
         if str(images.dtype) != expected["dtype"] or not fits:
             raise InputError(
                 f"expected images {expected['dtype']}[{', '.join(expected['shape'])}]; "
@@ -146,6 +148,8 @@ def load_exported(path: str | PathLike[str]) -> ExportedModel:
     manifest = read_json(epath.Path(folder / MANIFEST))
     if manifest.get("format") != FORMAT:
         raise InputError(f"{folder}: expected format {FORMAT}; got {manifest.get('format')!r}")
+    if missing := {"sha256", "programs", "weights", "input", "output"} - manifest.keys():
+        raise InputError(f"{folder / MANIFEST}: expected {', '.join(sorted(missing))} in it")
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file() or _checksum(folder / name) != expected:
             raise InputError(f"{folder / name}: missing, or not the file that was exported")

@@ -13,6 +13,7 @@ from tdm_jax import Preprocessing, preprocess
 from tdm_jax.analysis import prediction
 from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.analysis.prediction import Wanted, predict
+from tdm_jax.data import sources
 from tdm_jax.data.preprocessing import data_config_for
 from tdm_jax.errors import InputError
 
@@ -130,6 +131,12 @@ def test_a_folder_holds_one_models_answers(candidate, photos, tmp_path):
         predict(other, settings, "validation", out)
     with pytest.raises(InputError, match="holds answers with other top_k"):
         predict(candidate, settings, "validation", out, Wanted(top_k=1))
+    (photos / "03.png").rename(photos / "3.png")
+    sources._open.cache_clear()  # as in another process
+    with pytest.raises(InputError, match="holds answers with other images"):
+        predict(candidate, settings, "validation", out)
+    (photos / "3.png").rename(photos / "03.png")
+    sources._open.cache_clear()
     (shard,) = out.glob("part-*")
     shard.write_bytes(b"PK")
     with pytest.raises(InputError, match="is damaged: .* expected a shard"):

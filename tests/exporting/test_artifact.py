@@ -209,6 +209,9 @@ def test_a_damaged_export_is_refused(tmp_path):
     program.write_bytes(program.read_bytes()[:-1] + b"!")
     with pytest.raises(InputError, match="missing, or not the file that was exported"):
         load_exported(out)
+    (out / "manifest.json").write_text('{"format": "tdm_jax.stablehlo", "sha256": {}}')
+    with pytest.raises(InputError, match="expected input, output, programs, weights in it"):
+        load_exported(out)
     (out / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(InputError, match="expected format tdm_jax.stablehlo; got 'other'"):
         load_exported(out)
