@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from etils import epath
@@ -77,14 +78,21 @@ def writable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """Gives a name beside `path` to write to, which takes the place of `path` at the end.
 
-    An error on the way leaves what was at `path` before, and nothing else. Folders are made.
+    An error on the way leaves what was at `path` before, and nothing else. Folders are made. What
+    is for an object store is written on a disk, and copied when it is whole.
 
     Raises:
       InputError: nothing can be written there.
     """
+    if is_remote(path):
+        with TemporaryDirectory() as folder:
+            yield (beside := Path(folder, os.path.basename(fspath(path))))
+            with beside.open("rb") as written, epath.Path(path).open("wb") as store:
+                shutil.copyfileobj(written, store)
+        return
     path = Path(path)
     # The suffix stays: writers choose the format by it.
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -129,7 +137,7 @@ def replacing_folder(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | PathLike[str], text: str) -> None:
     """Writes a whole text file as UTF-8, or leaves what was there."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")

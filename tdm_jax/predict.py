@@ -6,6 +6,8 @@ r"""What a model says to every image of a data set: `python -m tdm_jax.predict -
         --data=tfds:imagenet2012 --data_dir=/data/tfds --split=validation \
         --outputs=features --format=parquet --output=features
 
+Photographs are all images below a folder, or those of a list (`--data_dir=list.txt`), also in a
+bucket (`--data_dir=gs://...`), to which `--output` may lead as well.
 The folder gets shards of `--shard` images with their places, names, labels and answers: the
 probabilities of the likeliest classes, the features that the head reads, or those of all patches.
 The same command goes on after a stop. Images that cannot be read are listed in `_unreadable-0.txt`.
@@ -50,9 +52,9 @@ def main() -> None:
     rates = shared.numbers("keep_rate") or [None]
     if len(rates) > 1:
         raise InputError(f"--keep_rate: expected one; got {', '.join(map(str, rates))}")
-    output, settings = shared.output(), settings_of(FLAGS.checkpoint)
-    if output is None:
+    if not FLAGS.output:
         raise InputError("expected --output; got none")
+    settings = settings_of(FLAGS.checkpoint)
     layers = None if settings is None else settings.reducer.get("layers")
     data = shared.data("predictions are of images")
     (candidate,) = make_candidates(
@@ -62,13 +64,13 @@ def main() -> None:
         candidate,
         data_config_for(candidate.model, **data),
         "train" if FLAGS.training_images else "validation",
-        output,
+        FLAGS.output,
         wanted,
         process=(jax.process_index(), jax.process_count()),
         bar="images",
     )
     print(f"{done['written']} of {done['images']} images, {len(done['unreadable'])} unreadable")
-    print(f"Written to {output}/")
+    print(f"Written to {FLAGS.output}/")
 
 
 if __name__ == "__main__":

@@ -70,3 +70,19 @@ def tiny_model():
         return model, variables(model)
 
     return make
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that stands for the object store gs://bucket."""
+    from etils import epath
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Bucket(DirFileSystem):
+        def _join(self, path):
+            return super()._join(path.removeprefix("gs://bucket/"))
+
+    store = Bucket(str(tmp_path), LocalFileSystem(auto_mkdir=True))
+    monkeypatch.setattr(type(epath.backend.fsspec_backend), "fs", lambda self, path: store)
+    return tmp_path

@@ -34,3 +34,16 @@ def test_a_folder_or_a_file_in_the_way_is_one_line(tmp_path):
     with pytest.raises(InputError, match="expected a writable folder"):
         write_text(tmp_path / "file" / "x.md", "x")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_object_store_gets_what_is_whole(bucket):
+    def dies():
+        with replacing("gs://bucket/a/table.md") as beside:
+            beside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        dies()
+    assert list(bucket.iterdir()) == []
+    write_text("gs://bucket/a/table.md", "whole")
+    assert (bucket / "a" / "table.md").read_text() == "whole"

@@ -22,7 +22,7 @@ KNOW = {
     "parsing": {"errors"},
     "ops": {"errors"},
     "parallel": {"errors", "files"},
-    "cli": {"errors"},
+    "cli": {"errors", "files"},
 }
 
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from tdm_jax.data.device_transforms import normalise
 from tdm_jax.data.pipeline import host_row
 from tdm_jax.data.source import Source
 from tdm_jax.errors import InputError, unknown
-from tdm_jax.files import read_json, replacing, write_text
+from tdm_jax.files import reach, read_json, replacing, write_text
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
 
@@ -83,7 +83,7 @@ def predict(
     candidate: Candidate,
     config: DataConfig,
     split: str,
-    folder: Path,
+    folder: str | PathLike[str],
     wanted: Wanted | None = None,
     *,
     process: tuple[int, int] = (0, 1),
@@ -98,7 +98,8 @@ def predict(
       folder: for the shards, `part-<first image>-<process>.npz` (or .parquet), with an `index`, a
         `name` and, where there is one, a `label` for each image that could be read; for
         `_predictions.json`, which says what they are of; and for a list of the unreadable images.
-        Readers of Parquet pass over names that begin with an underscore.
+        Readers of Parquet pass over names that begin with an underscore. On a disk or in an object
+        store.
       wanted: what is to be written.
       process: number and count of the processes that share the images.
       bar: label of a progress bar; none without one.
@@ -108,13 +109,15 @@ def predict(
 
     Raises:
       InputError: the candidate has no weights or no such outputs, the data cannot be read, or the
-        folder holds answers of another model, to other images or in another form.
+        folder is a file, or holds answers of another model, to other images or in another form.
     """
-    wanted = wanted or Wanted()
+    wanted, folder = wanted or Wanted(), reach(folder)
     check_weights([candidate])
     wanted.check(candidate.model)
     if wanted.format == "parquet":
         _parquet()
+    if folder.is_file():
+        raise InputError(f"expected a folder for the answers; got the file {folder}")
     source, count = data.open_source(config, split), data.num_examples(config, split)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
     host, hosts = process
@@ -182,10 +185,10 @@ def _about(
     }
 
 
-def _same_or_new(path: Path, about: dict[str, Any], *, write: bool) -> None:
+def _same_or_new(path: epath.Path, about: dict[str, Any], *, write: bool) -> None:
     about = json.loads(json.dumps(about))
     if path.exists():
-        before = read_json(epath.Path(path))
+        before = read_json(path)
         differing = [key for key, value in about.items() if before.get(key) != value]
         if differing:
             raise InputError(
@@ -250,7 +253,7 @@ def _shard(
     return rows | {name: np.concatenate([one[name] for one in said])[real] for name in said[0]}
 
 
-def _write(path: Path, rows: Rows) -> None:
+def _write(path: epath.Path, rows: Rows) -> None:
     with replacing(path) as beside:
         if path.suffix == ".npz":
             np.savez(beside, **rows)  # type: ignore[arg-type]
@@ -273,12 +276,12 @@ def _table(rows: Rows) -> Any:
     return pyarrow.table(columns).replace_schema_metadata(shapes)
 
 
-def _index(path: Path) -> Int[np.ndarray, " n"]:
+def _index(path: epath.Path) -> Int[np.ndarray, " n"]:
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return arrays["index"]
-        return _parquet().read_table(path, columns=["index"])["index"].to_numpy()
+        with path.open("rb") as file:
+            if path.suffix == ".npz":
+                return np.load(file, allow_pickle=False)["index"]
+            return _parquet().read_table(file, columns=["index"])["index"].to_numpy()
     except Exception as error:  # each damaged file fails in its own way
         raise InputError(
             f"{path} is damaged: {error}; expected a shard (without the file, it is redone)"

@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from tdm_jax.errors import InputError
+from tdm_jax.files import is_remote
 
 FLAGS = flags.FLAGS
 # A command's --help lists these flags as its own.
@@ -119,7 +120,8 @@ def define_data(eval_batch_size: int = 64) -> None:
         "labels), tfds:<name>."
     )
     flags.DEFINE_string("data", "", text)
-    flags.DEFINE_string("data_dir", "", "Root of the folder, or the data_dir of TFDS.")
+    text = "Root of the folder (photos: or a list, a path on each line), or the data_dir of TFDS."
+    flags.DEFINE_string("data_dir", "", text)
     flags.DEFINE_string("split", "", "Name of the validation split, where it has no usual one.")
     text = "Images in a batch of an evaluation; 0 for what the data say."
     flags.DEFINE_integer("eval_batch_size", eval_batch_size, text, 0)
@@ -195,6 +197,8 @@ def output() -> Path | None:
       InputError: it can be no folder.
     """
     path = Path(FLAGS.output)
+    if is_remote(FLAGS.output):
+        raise InputError(f"--output: expected a folder on a disk; got {FLAGS.output}")
     if path.exists() and not path.is_dir():
         raise InputError(f"--output: expected a folder; got the file {path}")
     return path if FLAGS.output else None

@@ -22,10 +22,11 @@ class DataConfig:
 
     Attributes:
       name: "digits" or "cluttered_digits" (embedded), "folder" (class folders under `data_dir`),
-        "photos" (all images below `data_dir`, without classes: to look at, not to train on), or
+        "photos" (all images below `data_dir`, or in a list, without classes: not to train on), or
         "tfds:<name>", where `<name>` may carry a builder config and a version:
         "tfds:imagenet2012_subset/10pct:5.0.0".
-      data_dir: root of the folder, or TFDS's data_dir. Unused for what is embedded.
+      data_dir: root of the folder, on a disk or in an object store (gs://...); for photos also a
+        text file with a path on each line; or TFDS's data_dir. Unused for what is embedded.
       train_split, validation_split: name in TFDS (slices such as "train[:90%]" too) or folder name.
         An empty validation_split takes the first there is of validation, val and test.
       holdout: for a folder without train and validation folders, the share of each class that is

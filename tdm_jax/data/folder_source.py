@@ -1,21 +1,22 @@
-"""Image files in class folders."""
+"""Image files: in class folders, in any folder, in a list; on a disk or in an object store."""
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from tdm_jax.data.images import IMAGE_SUFFIXES
 from tdm_jax.data.source import VALIDATION_NAMES, Record
 from tdm_jax.errors import InputError
+from tdm_jax.files import is_remote
 
 
 class FolderSource:
     """Image files and their labels."""
 
     def __init__(
-        self, root: Path, files: list[str], labels: np.ndarray, class_names: tuple[str, ...]
+        self, root: epath.Path, files: list[str], labels: np.ndarray, class_names: tuple[str, ...]
     ):
         """Takes files relative to `root`, one label each."""
         self._root, self._files, self._labels = os.fspath(root), files, labels
@@ -25,15 +26,18 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        with open(self.describe(index), "rb") as file:
-            return {"image": file.read(), "label": int(self._labels[index])}
+        image = epath.Path(self.describe(index)).read_bytes()
+        return {"image": image, "label": int(self._labels[index])}
 
     def describe(self, index: int) -> str:
         """Its path."""
-        return os.path.join(self._root, self._files[index])
+        name = self._files[index]
+        return name if is_remote(name) else os.path.join(self._root, name)
 
 
-def open_folder(root: Path, role: str, train: str, validation: str, holdout: float) -> FolderSource:
+def open_folder(
+    root: epath.Path, role: str, train: str, validation: str, holdout: float
+) -> FolderSource:
     """A directory of train/<class>/… and validation/ or val/, or of the class folders themselves.
 
     Classes are folder names in sorted order; the validation folder takes its labels from the
@@ -72,11 +76,12 @@ def open_folder(root: Path, role: str, train: str, validation: str, holdout: flo
     return _folder_source(root, files)
 
 
-def open_photos(root: Path, role: str) -> FolderSource:
-    """All images below a directory, at any depth, without classes: each has the label 0.
+def open_photos(root: epath.Path, role: str) -> FolderSource:
+    """All images below a directory, at any depth, or those of a list, each with the label 0.
 
     Args:
-      root: the directory.
+      root: the directory, or a text file with a path on each line: absolute, relative to the
+        file's folder, or in an object store.
       role: "validation".
 
     Raises:
@@ -84,13 +89,14 @@ def open_photos(root: Path, role: str) -> FolderSource:
     """
     if role == "train":
         raise InputError("photos have no classes to train on; expected data.name='folder'")
-    files = _images(root, ".")
+    listed = root.is_file()
+    files = _lines(root) if listed else _images(root, "")
     if not files:
-        raise InputError(f"no images under {root}")
-    return FolderSource(root, files, np.zeros(len(files), int), ())
+        raise InputError(f"no images {'in the list' if listed else 'under'} {root}")
+    return FolderSource(root.parent if listed else root, files, np.zeros(len(files), int), ())
 
 
-def _open_bare(root: Path, folders: list[str], role: str, holdout: float) -> FolderSource:
+def _open_bare(root: epath.Path, folders: list[str], role: str, holdout: float) -> FolderSource:
     files = {name: _images(root, name) for name in folders}
     few = [name for name, paths in files.items() if len(paths) < 2]
     if not files or few:
@@ -108,7 +114,7 @@ def _open_bare(root: Path, folders: list[str], role: str, holdout: float) -> Fol
     return _folder_source(root, {name: part(paths) for name, paths in files.items()})
 
 
-def _folder_source(root: Path, files: dict[str, list[str]]) -> FolderSource:
+def _folder_source(root: epath.Path, files: dict[str, list[str]]) -> FolderSource:
     flat = [path for paths in files.values() for path in paths]
     if not flat:
         raise InputError(f"no images under {root}")
@@ -116,29 +122,46 @@ def _folder_source(root: Path, files: dict[str, list[str]]) -> FolderSource:
     return FolderSource(root, flat, labels, tuple(files))
 
 
-def _folders(path: Path) -> list[str]:
+def _folders(path: epath.Path) -> list[str]:
     try:
         return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
     except OSError as error:
         raise InputError(f"cannot read the data directory {path}: {error.strerror}") from None
 
 
-def _classes(path: Path) -> tuple[str, ...]:
+def _classes(path: epath.Path) -> tuple[str, ...]:
     names = tuple(_folders(path))
     if not names:
         raise InputError(f"no class folders in {path}; expected one folder a class, of images")
     return names
 
 
-def _images(root: Path, folder: str) -> list[str]:
-    """Image files under a class folder, at any depth, relative to root and sorted."""
-    return sorted(
-        os.path.join(relative, name)
-        for directory, _, files in os.walk(root / folder, followlinks=True)
-        for relative in [os.path.relpath(directory, root)]
-        for name in files
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
+def _images(root: epath.Path, folder: str) -> list[str]:
+    """Image files under a folder, at any depth, relative to root and sorted."""
+    top = root / folder
+    # A disk is walked by `os`, which can follow links.
+    walk = top.walk() if is_remote(top) else os.walk(top, followlinks=True)
+    found, start = [], None
+    for directory, _, names in walk:
+        start = start or os.fspath(directory)  # stores spell the folder in their own way
+        relative = os.path.join(folder, os.path.relpath(directory, start))
+        found += [
+            os.path.normpath(os.path.join(relative, name))
+            for name in names
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _lines(path: epath.Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not readable: {error}; expected a folder, or a text file with the path of an "
+            "image on each line"
+        ) from error
+    return [name for line in lines if (name := line.strip())]
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -1,7 +1,6 @@
 """Where examples come from: the source that a data config names, without TensorFlow."""
 
 import functools
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from tdm_jax.data.config import EMBEDDED, DataConfig
 from tdm_jax.data.folder_source import open_folder, open_photos
 from tdm_jax.data.source import SPLITS, Record, Source
 from tdm_jax.errors import InputError, unknown
+from tdm_jax.files import reach
 
 
 def open_source(config: DataConfig, split: str) -> Source:
@@ -44,9 +44,9 @@ def _open(
         length = {"train": 40_000, "validation": 4_000}[role]
         return ClutteredDigits(DigitsSource(role), length, seed=SPLITS.index(role))
     if name == "folder":
-        return open_folder(Path(data_dir).expanduser(), role, train, validation, holdout)
+        return open_folder(reach(data_dir).expanduser(), role, train, validation, holdout)
     if name == "photos":
-        return open_photos(Path(data_dir).expanduser(), role)
+        return open_photos(reach(data_dir).expanduser(), role)
     # Imported here: importing TFDS takes a second that the other sources need not wait for.
     from tdm_jax.data import tfds_source
 

@@ -95,6 +95,21 @@ def test_what_was_stopped_goes_on(candidate, photos, tmp_path, monkeypatch):
         np.testing.assert_array_equal(rows[key], values)
 
 
+@pytest.mark.parametrize("form", prediction.FORMATS)
+def test_from_a_bucket_to_a_bucket(candidate, photos, bucket, form):
+    settings = config(candidate, f"gs://bucket/{photos.name}")
+    for _ in range(2):
+        done = predict(
+            candidate, settings, "validation", "gs://bucket/out", Wanted(shard=8, format=form)
+        )
+        assert (done["images"], done["written"]) == (COUNT, COUNT - 1)
+        assert done["unreadable"] == ["gs://bucket/photos/07.png"]
+    assert sorted(path.name for path in (bucket / "out").iterdir()) == [
+        *("_predictions.json", "_unreadable-0.txt"),
+        *(f"part-{start:012d}-0.{form}" for start in (0, 8, 16)),
+    ]
+
+
 def test_processes_share_the_images(candidate, photos, tmp_path):
     settings, out = config(candidate, photos, eval_batch_size=8), tmp_path / "out"
     counts = [

@@ -14,8 +14,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
 from safetensors.numpy import load_file, save_file
 
 from tdm_jax import Preprocessing, create_model
@@ -502,18 +500,6 @@ class TestHuggingFaceConfig:
 
 class TestObjectStore:
     """Defect M: files in gs:// are read as those on a disk are; a folder stands for the bucket."""
-
-    @pytest.fixture
-    def bucket(self, tmp_path, monkeypatch):
-        disk = LocalFileSystem()
-
-        class Bucket(DirFileSystem):
-            def _join(self, path):
-                return super()._join(path.removeprefix("gs://bucket/"))
-
-        store = Bucket(str(tmp_path), disk)
-        monkeypatch.setattr(type(epath.backend.fsspec_backend), "fs", lambda self, path: store)
-        return tmp_path
 
     @pytest.mark.parametrize(
         "name", ["facebook_deit.pth", "timm_deit.safetensors", "hf_vit", "hf_deit_distilled"]

@@ -131,6 +131,53 @@ def test_folders_that_cannot_serve(folder, tmp_path):
     assert "too few images in only" in error(single)
 
 
+def test_photos_are_those_of_a_folder_at_any_depth(folder):
+    root = folder({"a": [2], "b/deep": [1]})
+    source = data.open_source(data.make_config(name="photos", data_dir=str(root)), "validation")
+    assert contents(source) == [(0, 0), (1, 0), (0, 0)]
+    assert source.class_names == ()
+
+
+def test_photos_are_those_of_a_list(folder, tmp_path):
+    root = folder({"a": [3]})
+    listed = root / "list.txt"
+    own, other = "a/class_0/002.png", tmp_path / "other.png"
+    other.write_bytes(encode(numbered(9)))
+    listed.write_text(f"{own}\n\n{other}\n{own}\na/missing.png\n")
+    source = data.open_source(data.make_config(name="photos", data_dir=str(listed)), "validation")
+    assert [number_of(decoded(source[i])) for i in range(3)] == [2, 9, 2]
+    assert source.describe(3) == str(root / "a/missing.png")
+    with pytest.raises(OSError, match="missing"):
+        source[3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "no images in the list .*list.txt"),
+        (b"\xff\xd8\xff", "not readable.*on each line"),
+    ],
+)
+def test_a_list_that_is_none(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    config = data.make_config(name="photos", data_dir=str(tmp_path / "list.txt"))
+    with pytest.raises(InputError, match=message):
+        data.open_source(config, "validation")
+
+
+def test_folders_and_lists_in_a_bucket(folder, bucket):
+    root = folder({"train": [2, 1], "val": [1, 1]})
+    place = f"gs://bucket/{root.relative_to(bucket)}"
+    train = data.open_source(folder_config(place), "train")
+    assert contents(train) == [(0, 0), (1, 0), (2, 1)]
+    assert train.describe(2) == f"{place}/train/class_1/002.png"
+    photos = data.make_config(name="photos", data_dir=f"{place}/val")
+    assert contents(data.open_source(photos, "validation")) == [(0, 0), (1, 0)]
+    (root / "list.txt").write_text(f"val/class_1/001.png\n{place}/val/class_0/000.png\n")
+    listed = data.make_config(name="photos", data_dir=f"{place}/list.txt")
+    assert contents(data.open_source(listed, "validation")) == [(1, 0), (0, 0)]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["digits", "grey", "photos"])
 def test_every_source_gives_as_many_channels_as_asked_for(kind, channels, folder):
