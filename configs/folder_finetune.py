@@ -8,8 +8,8 @@ what `tdm_jax.probe` wrote keep the head: `--config.reset_head=False`. Images ar
 ImageNet's mean and std, unless `--config.data.mean` and `.std` say otherwise.
 
 Hardware: a GPU, or for a few thousand images of 112 pixels (`--config.data.image_size=112`) a CPU.
-Time: with a ViT-S at 112 pixels some five seconds a step of 64 on two cores.
-Top-1: the folder's own; what DINOv2-S keeps off the shelf is in docs/results.md.
+Time: with a ViT-S at 112 pixels four seconds a step of 64 on two cores, two at half the cost.
+Top-1: the folder's own; what DINOv2-S comes to, method by method, is in docs/results.md.
 """
 
 from ml_collections import ConfigDict
