@@ -135,8 +135,8 @@ def predict(
     per_shard = max(1, wanted.shard // local)
     rows = functools.partial(host_row, batch=batch, local=local, host=host, step=0)
     batches: Any = None
-    found = []
-    with tqdm(total=steps * local, desc=bar, unit="image", disable=not bar) as progress:
+    found, own = [], [i for i in map(rows, range(steps * local)) if i < count]
+    with tqdm(total=len(own), desc=bar, unit="image", disable=not bar) as progress:
         for start in range(0, steps, per_shard):
             stop = min(start + per_shard, steps)
             path = folder / f"part-{start * batch:012d}-{host}.{wanted.format}"
@@ -151,12 +151,11 @@ def predict(
                 index = np.array([rows(i) for i in range(start * local, stop * local)])
                 parts = _answers(batches, stop - start, answer, mesh, progress)
                 _write(path, _shard(parts, index, source, labelled=not config.unlabelled))
-            progress.update(stop * local - progress.n)
+            progress.update(min(stop * local, len(own)) - progress.n)
             found.append(_index(path))
     if batches is not None:
         batches.close()
     written = np.concatenate(found)
-    own = [i for i in map(rows, range(steps * local)) if i < count]
     missing = sorted(set(own) - set(written.tolist()))
     unreadable = [source.describe(i) for i in missing]
     if unreadable:
@@ -232,7 +231,7 @@ def _answers(
             ahead = batch["mask"] > 0, batch["label"], answer(images)
         if pending is not None:
             mask, labels, said = pending
-            progress.update(len(mask))
+            progress.update(min(len(mask), progress.total - progress.n))
             yield mask, labels, {name: np.asarray(value) for name, value in said.items()}
         pending = ahead
 
