@@ -19,6 +19,11 @@ BESIDE_CODE = {"tdm_jax/py.typed", "tdm_jax/plotting/page.html"}
 BUILD = "import setuptools.build_meta as b; print(b.build_{kind}('dist'))"
 
 
+def test_the_version_is_one():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A copy of what is built from, with the tests."""
