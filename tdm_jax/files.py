@@ -99,8 +99,10 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch(exist_ok=False)
+        mode = beside.stat().st_mode
     try:
         yield beside
+        beside.chmod(mode)  # safetensors lets nobody but the owner read what it writes
         os.replace(beside, path)
     except IsADirectoryError as error:
         raise InputError(f"cannot write {path}: expected a file name; got a folder") from error

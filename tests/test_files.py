@@ -1,4 +1,7 @@
+import stat
+
 import pytest
+from safetensors import numpy as safetensors
 
 from tdm_jax.errors import InputError
 from tdm_jax.files import replacing, write_text
@@ -47,3 +50,11 @@ def test_an_object_store_gets_what_is_whole(bucket):
     assert list(bucket.iterdir()) == []
     write_text("gs://bucket/a/table.md", "whole")
     assert (bucket / "a" / "table.md").read_text() == "whole"
+
+
+def test_others_may_read_what_the_system_lets_them(tmp_path):
+    write_text(tmp_path / "text", "x")
+    with replacing(tmp_path / "weights.safetensors") as beside:
+        safetensors.save_file({}, beside)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()]
+    assert len(modes) == 2 and len(set(modes)) == 1

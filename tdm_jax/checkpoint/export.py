@@ -81,12 +81,13 @@ def save_safetensors(
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists (--overwrite would replace it); expected a new name")
     model, arrays = to_timm(model, flat(variables))
-    with replacing(path) as beside:
-        _write(beside, model, arrays)
+    _write(path, model, arrays)
 
 
 def _write(path: Path, model: VisionTransformer, arrays: dict[str, np.ndarray]) -> None:
-    save_file(_contiguous(arrays), path, {"format": "pt", METADATA: json.dumps(describe(model))})
+    metadata = {"format": "pt", METADATA: json.dumps(describe(model))}
+    with replacing(path) as beside:
+        save_file(_contiguous(arrays), beside, metadata)
 
 
 def save_timm(

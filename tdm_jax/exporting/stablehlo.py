@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.exporting.preparation import prepare
+from tdm_jax.files import replacing
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.ops.platform import portable
 
@@ -118,7 +119,8 @@ class Program:
         for name, batch in programs.items():
             (folder / name).write_bytes(exported := self.exported(batch).serialize())
         if self.options.weights == "beside":
-            save_file({k: np.asarray(x) for k, x in self.weights.items()}, folder / WEIGHTS_FILE)
+            with replacing(folder / WEIGHTS_FILE) as beside:
+                save_file({k: np.asarray(x) for k, x in self.weights.items()}, beside)
         out = export.deserialize(exported).out_avals[0]
         return {
             "programs": programs,
