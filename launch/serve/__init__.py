@@ -1,0 +1,1 @@
+"""An exported model behind Ray Serve: docs/serving.md."""
