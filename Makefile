@@ -33,5 +33,5 @@ lint:
 	@.venv/bin/python -m mypy
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-serve build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find tdm_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

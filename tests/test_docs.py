@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{n}.md" for n in ("backbones", "export", "methods", "performance", "results")),
+    *(
+        f"docs/{n}.md"
+        for n in ("backbones", "export", "methods", "performance", "results", "serving")
+    ),
 ]
 
 

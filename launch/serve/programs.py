@@ -23,7 +23,7 @@ from tdm_jax.reduction import make_reducer
 
 DEFAULT_SIZES = (1, 2, 4, 8)
 # What exports of one model at several keep rates share.
-_SHARED = ("labels", "input", "output", "preprocessing")
+_SHARED = ("labels", "input", "output")
 
 
 @dataclasses.dataclass(frozen=True)
