@@ -76,31 +76,32 @@ class Batcher:
         return await answer
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
+            await self._arrived.wait()
+            await asyncio.sleep(self._wait)
+            while (level := self._oldest()) is not None:
+                await self._batch(level)
             self._arrived.clear()
-            level = self._oldest()
-            if level is None:
-                await self._arrived.wait()
-                await asyncio.sleep(self._wait)
-                continue
-            queue, seconds = self._queues[level], self._seconds[level]
-            size = best_size(len(queue), seconds)
-            taken = [queue.popleft() for _ in range(min(size, len(queue)))]
-            images, answers = [one[1] for one in taken], [one[2] for one in taken]
-            self._formed(level, len(taken), size)
-            try:
-                rows = await loop.run_in_executor(
-                    self._device, self._run, level, padded(images, size)
-                )
-            except Exception as error:  # whatever it is, these callers get it and others go on
-                for answer in answers:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            for answer, row in zip(answers, rows, strict=False):
+
+    async def _batch(self, level: int) -> None:
+        """Takes a batch of a level from its queue, runs it, and hands out the answers."""
+        queue = self._queues[level]
+        size = best_size(len(queue), self._seconds[level])
+        taken = [queue.popleft() for _ in range(min(size, len(queue)))]
+        images, answers = [one[1] for one in taken], [one[2] for one in taken]
+        self._formed(level, len(taken), size)
+        loop = asyncio.get_running_loop()
+        try:
+            batch = padded(images, size)
+            rows = await loop.run_in_executor(self._device, self._run, level, batch)
+        except Exception as error:  # whatever it is, these callers get it and others go on
+            for answer in answers:
                 if not answer.done():
-                    answer.set_result(row)
+                    answer.set_exception(error)
+            return
+        for answer, row in zip(answers, rows, strict=False):
+            if not answer.done():
+                answer.set_result(row)
 
     def _oldest(self) -> int | None:
         """The level whose first image has waited longest, without those that were given up."""

@@ -67,6 +67,7 @@ def kinds(metadata: dict[str, Any]) -> dict[str, Kind]:
         "an unknown keep rate": Kind(422, jpeg, query="?keep_rate=0.123"),
         "a keep rate that is no number": Kind(422, jpeg, query="?keep_rate=fast"),
         "no class wanted": Kind(422, jpeg, query="?top_k=0"),
+        "a number of many digits": Kind(422, jpeg, query=f"?top_k={'9' * 5000}"),
         "a thread of pixels": Kind(422, thin, "image/png"),
         "gone within the body": Kind(GONE, jpeg[: len(jpeg) // 2]),
         "gone before the answer": Kind(GONE, jpeg),
