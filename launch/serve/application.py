@@ -96,7 +96,7 @@ class Classifier:
         self._ready, self._compilations = time.monotonic(), 0
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
 
-    def _compiled(self, event: str, seconds: float, **_: Any) -> None:
+    def _compiled(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         self._compilations += event == "/jax/core/compile/backend_compile_duration"
 
     def check_health(self) -> None:
@@ -249,7 +249,8 @@ def build(args: Settings) -> serve.Application:
     """The application, for `serve run`, `serve deploy` and `ray.serve.run`."""
     # Ray's own queues only have to be longer than ours, which answers in JSON.
     many = 2 * args.limits.queue
-    return Classifier.options(
+    deployment: Any = Classifier
+    return deployment.options(
         max_ongoing_requests=many,
         max_queued_requests=many,
         graceful_shutdown_timeout_s=args.limits.seconds + 10,

@@ -1,5 +1,6 @@
 """From an HTTP request to the images' bytes; no more of it is read than the limits allow."""
 
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
@@ -27,8 +28,8 @@ async def files_of(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
         if kind != FORM:
             return [("", await request.body())]
         async with request.form(max_files=limits.images, max_fields=0) as form:
-            # Fields are refused, so all values are files.
-            files = [(file.filename or "", await file.read()) for _, file in form.multi_items()]
+            found = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            files = [(file.filename or "", await file.read()) for file in found]
     except HTTPException as error:
         if "Too many files" in error.detail:
             limits.check_images(limits.images + 1)

@@ -132,6 +132,7 @@ async def compare(session: aiohttp.ClientSession, url: str, images: list[bytes])
     for rate in rates:
         if rate not in (*macs, AUTO):
             raise InputError(f"--keep_rates: expected {', '.join(macs)} or {AUTO}; got {rate}")
+    loads: list[tuple[str, Any, float]]
     loads = [(f"{n} clients", closed, int(n)) for n in FLAGS.concurrency]
     loads += [(f"{n} images/s", opened, float(n)) for n in FLAGS.arrivals]
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
@@ -148,10 +149,8 @@ async def compare(session: aiohttp.ClientSession, url: str, images: list[bytes])
 def row(load: str, rate: str, macs: int | None, turns: list[Turn], baseline: list[Turn]) -> str:
     """A line of the table."""
     latencies = [1000 * seconds for turn in turns for seconds in turn.latencies] or [float("nan")]
-    statuses, rates = (
-        sum((x for x in all_), Counter())
-        for all_ in zip(*((turn.statuses, turn.rates) for turn in turns), strict=True)
-    )
+    statuses = sum((turn.statuses for turn in turns), Counter[Any]())
+    rates = sum((turn.rates for turn in turns), Counter[float]())
     speed_up = statistics.median(
         one.throughput / other.throughput if other.latencies else float("nan")
         for one, other in zip(turns, baseline, strict=True)

@@ -3,7 +3,7 @@
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-IMAGES = [1, 2, 4, 8, 16, 32, 64, 128]
+IMAGES = [1.0, 2, 4, 8, 16, 32, 64, 128]
 
 
 class Counts:

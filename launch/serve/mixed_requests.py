@@ -25,6 +25,7 @@ class Kind:
       query: behind /predict.
       method, path: of the request.
       share: how often it comes, beside the others.
+      missing: bytes that are promised beyond the body, where the client leaves.
     """
 
     status: int | str
@@ -34,6 +35,7 @@ class Kind:
     method: str = "POST"
     path: str = "/predict"
     share: float = 1.0
+    missing: int = 0
 
 
 def kinds(metadata: dict[str, Any]) -> dict[str, Kind]:
@@ -69,7 +71,7 @@ def kinds(metadata: dict[str, Any]) -> dict[str, Kind]:
         "no class wanted": Kind(422, jpeg, query="?top_k=0"),
         "a number of many digits": Kind(422, jpeg, query=f"?top_k={'9' * 5000}"),
         "a thread of pixels": Kind(422, thin, "image/png"),
-        "gone within the body": Kind(GONE, jpeg[: len(jpeg) // 2]),
+        "gone within the body": Kind(GONE, jpeg[: len(jpeg) // 2], missing=len(jpeg) // 2),
         "gone before the answer": Kind(GONE, jpeg),
     }
 
@@ -96,12 +98,13 @@ async def send(session: aiohttp.ClientSession, url: str, kind: Kind) -> int | st
 
 
 async def _leave(url: str, kind: Kind) -> str:
-    """Sends what is said to be longer than it is, or not; leaves without an answer."""
+    """Sends a request, perhaps in part, and leaves without its answer."""
+    assert isinstance(kind.body, bytes)
     place = urlsplit(url)
     _, writer = await asyncio.open_connection(place.hostname, place.port)
-    longer = len(kind.body) * 2 if kind.body[-2:] != b"\xff\xd9" else len(kind.body)
+    length = len(kind.body) + kind.missing
     head = f"POST {kind.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: {kind.type}\r\n"
-    writer.write(f"{head}Content-Length: {longer}\r\n\r\n".encode() + kind.body)
+    writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode() + kind.body)
     await writer.drain()
     await asyncio.sleep(0.01)
     writer.close()
