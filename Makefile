@@ -1,14 +1,15 @@
-# Four commands. Each makes the virtual environment it needs; the only requirement is Python >= 3.11.
+# Five commands. Each makes the virtual environment it needs; the only requirement is Python >= 3.11.
 #
 #   make demo    train, reduce and compare on embedded data
 #   make test    the tests, ten minutes (PYTEST="-m slow" for the slow rest, PYTEST=tests/test_x.py for a file)
 #   make lint    ruff, rules and format, and the types by mypy
+#   make docs    the site, in docs/_build: warnings are errors
 #   make clean   remove the environment and the caches
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise it is python3.12, python3.11 or another that serves.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 export PYTHON
 
 help:
@@ -32,6 +33,11 @@ lint:
 	@.venv/bin/python -m ruff format --check
 	@.venv/bin/python -m mypy
 
+docs:
+	@.ci/venv docs
+	@.venv/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build
+	@echo docs/_build/index.html
+
 clean:
-	rm -rf .venv .venv-serve build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-serve build docs/_build docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find tdm_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

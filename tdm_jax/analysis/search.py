@@ -103,6 +103,7 @@ class Trial:
 
     @property
     def reducer(self) -> Reducer:
+        """The method with these settings."""
         return make_reducer(self.name, **dict(self.settings))
 
     @property
@@ -195,6 +196,7 @@ class Search:
 
     @property
     def model(self) -> VisionTransformer:
+        """The candidate's."""
         return self.candidate.model
 
     def __call__(self, grid: Mapping[str, Sequence[Any]] | None = None) -> list[Result]:

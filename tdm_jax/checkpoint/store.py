@@ -127,8 +127,8 @@ class Store:
         that training can write it again.
 
         Args:
-          abstract_state: the state, or `jax.ShapeDtypeStruct`s with shardings in its place; arrays
-            come back with these types and shardings, whatever wrote them.
+          abstract_state: the state, or a `jax.ShapeDtypeStruct` with a sharding for each
+            array; arrays come back with these types and shardings, whatever wrote them.
 
         Returns:
           (step, state), or None if nothing was saved yet.

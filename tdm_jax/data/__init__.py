@@ -1,11 +1,11 @@
 """Data: sources, host transforms, and batches that depend on the step alone.
 
-```python
-config = data.make_config(name="folder", data_dir="~/flowers", image_size=224, batch_size=256)
-for batch in data.train_batches(config, start_step=0):
-    batch["image"]  # uint8 [256, 224, 224, 3], not yet normalised: see device_transforms
-    batch["label"]  # int32 [256]
-```
+Batches come in a loop:
+
+    config = data.make_config(name="folder", data_dir="photos", image_size=224, batch_size=256)
+    for batch in data.train_batches(config, start_step=0):
+        batch["image"]  # uint8 [256, 224, 224, 3], not yet normalised: see device_transforms
+        batch["label"]  # int32 [256]
 """
 
 from tdm_jax.data.config import DataConfig, make_config

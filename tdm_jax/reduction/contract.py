@@ -51,6 +51,7 @@ class ViTShape:
 
     @property
     def patches(self) -> int:
+        """How many patches the grid has."""
         return self.grid[0] * self.grid[1]
 
 

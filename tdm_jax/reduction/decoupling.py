@@ -25,6 +25,7 @@ class Counts(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Tokens that leave the stage."""
         return self.matched + self.clusters + self.fused
 
 

@@ -3,17 +3,17 @@
 All scores are positive, and those that can weigh a merge sum to at most 1 over the tokens. With n
 tokens of d channels in h heads:
 
-| name | importance | cost beside the model's own | needs |
-|---|---|---|---|
-| "class" | attention of the class token, averaged over heads (EViT, TDM) | O(n d) | class token |
-| "value" | the same of all heads, times the norm of its value (PPT) | O(n d) | class token |
-| "head_value" | the same head by head (ATS) | O(n d) | class token |
-| "received" | attention that a token receives, summed (K-Medoids) | O(n^2 d), n x n map | |
-| "mean" | its share of all that is received | O(n^2 d), and the n x n map | |
-| "key_norm" | share of its key's norm, without its position | O(n d) | |
-| "pool" | attention of the pooling head's query, averaged over heads | O(n d h) | pooling head |
-| "shift" | share of the norm of what the MLP of the block before added | O(n d), no attention | |
-| "chance" | a number drawn for each token | | |
+    | name | importance | cost beside the model's own | needs |
+    |---|---|---|---|
+    | "class" | attention of the class token, mean over heads (EViT, TDM) | O(n d) | class token |
+    | "value" | the same of all heads, times the norm of its value (PPT) | O(n d) | class token |
+    | "head_value" | the same head by head (ATS) | O(n d) | class token |
+    | "received" | attention that a token receives, summed (K-Medoids) | O(n^2 d), n x n map | |
+    | "mean" | its share of all that is received | O(n^2 d), and the n x n map | |
+    | "key_norm" | share of its key's norm, without its position | O(n d) | |
+    | "pool" | attention of the pooling head's query, mean over heads | O(n d h) | pooling head |
+    | "shift" | share of the norm of what the MLP of the block before adds | O(n d), no map | |
+    | "chance" | a number drawn for each token | | |
 
 The shift is Representation Shift (arXiv 2508.00367), `||F(x) - x||_2` with F the MLP and its
 residual, which is the norm of what the MLP adds, layer scale included: tokens that it hardly

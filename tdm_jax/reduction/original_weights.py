@@ -27,7 +27,7 @@ def import_stages(
         "kernel" is transposed, PyTorch has the outputs first.
 
     Returns:
-      `{"stage_0": {...}, ...}`.
+      Each stage's tree under "stage_0" and so on.
 
     Raises:
       InputError: there are more or fewer stages, or names are missing or unknown.

@@ -40,7 +40,7 @@ from tdm_jax.reduction.parts import Part
 from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 
-# Each name's point, with its default settings.
+#: Each name's point, with its default settings.
 REDUCERS: dict[str, Reducer] = {
     "none": Reducer(),
     "tdm": TDM,

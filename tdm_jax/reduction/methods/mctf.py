@@ -4,10 +4,10 @@ arXiv 2403.10030. In some blocks r tokens, at most half and never so many that f
 be left (the prefix counted), are fused into others:
 
 1. All tokens alternate by position, the prefix counted: even positions are A, odd ones B. Patches
-   attract each other by three criteria, `W = ((cos + 1) / 2)^(1/tau_sim) (u_a u_b)^(1/tau_info)
-   (z_a z_b)^(1/tau_size)`: the cosine of the tokens before the norm; uninformativeness u, one over
-   the attention that a token receives; and smallness z, one over its size. A tau of 0 leaves its
-   criterion out.
+   attract each other by three criteria, W, the product of `((cos + 1) / 2)^(1/tau_sim)`,
+   `(u_a u_b)^(1/tau_info)` and `(z_a z_b)^(1/tau_size)`: the cosine of the tokens before the norm;
+   uninformativeness u, one over the attention that a token receives; and smallness z, one over its
+   size. A tau of 0 leaves its criterion out.
 2. Each of A picks its best of B, and the floor(r / 2) strongest edges merge. Then, by the same W,
    each of B picks its best of what is left of A, and the other strongest edges merge, with all that
    they hold. Order: what is left of A by position, what is left of B by its edge. One way only, all
