@@ -34,15 +34,24 @@ myst_enable_extensions = ["colon_fence"]
 default_role = "py:obj"
 # Of names like `tdm_jax.…` all must be found; others' are, too, where there is a link to them.
 nitpick_ignore_regex = [("py:.*", r"(?!tdm_jax\.).*")]
+nitpick_ignore = [("py:class", "tdm_jax.parsing.T")]
+# Attributes of one name in several classes: nothing is meant by their names alone.
+suppress_warnings = ["ref.python"]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 88
 
-# Links of the pages that work on GitHub, and what the site has instead.
-ELSEWHERE = {"../README.md": "index.md", "../CONTRIBUTING.md": "contributing.md"}
-ELSEWHERE["../CHANGELOG.md"] = "changelog.md"
+# Links of the pages that leave the folder on GitHub, and what the site has instead.
+ELSEWHERE = {
+    r"\.\./README\.md#commands": "api/commands.rst",
+    r"\.\./README\.md#methods": "zoo.md#methods",
+    r"\.\./README\.md": "index.md",
+    r"\.\./CONTRIBUTING\.md": "contributing.md",
+    r"\.\./CHANGELOG\.md": "changelog.md",
+    r"\.\./tdm_jax/([\w/]+)\.py": lambda link: f"api/tdm_jax.{link[1].replace('/', '.')}.rst",
+}
 
 
 def write_reference(app: Sphinx) -> None:
@@ -59,8 +68,8 @@ def write_reference(app: Sphinx) -> None:
 
 def inside(app: Sphinx, page: str, source: list[str]) -> None:
     """Leads links that leave the folder on GitHub to the site's own pages."""
-    for path, own in ELSEWHERE.items():
-        source[0] = source[0].replace(f"]({path}", f"]({own}")
+    for link, own in ELSEWHERE.items():
+        source[0] = re.sub(rf"(?<=\]\(){link}(?=[)#])", own, source[0])
 
 
 def verbatim(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

@@ -1,34 +1,60 @@
 """What the documents say can be done works."""
 
+import contextlib
 import importlib
+import inspect
+import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
+import tdm_jax
+from docs import reference, zoo
 from tdm_jax import Preprocessing, checkpoint, describe_reducer, make_reducer
+from tdm_jax.data.cluttered_digits import ClutteredDigits
 from tdm_jax.reduction.importance import IMPORTANCES
 from tdm_jax.reduction.registry import REDUCERS, axes_table
+from tests.commands import run
 
 ROOT = Path(__file__).parents[1]
+# Pages of the site that only put others together.
+COLLECTIONS = {"index", "changelog", "contributing"}
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(
-        f"docs/{n}.md"
-        for n in ("backbones", "export", "methods", "performance", "results", "serving")
-    ),
+    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.stem not in COLLECTIONS),
 ]
+GUIDE = "docs/write_a_method.md"
+# A block of code, the reason not to run it before it, and behind it what it prints.
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$"
+    r"(?:\n\n^```text\n(?P<prints>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+# Documents whose Python other tests run, with what belongs to it.
+PYTHON_ELSEWHERE = {
+    "README.md": "tests/test_docs.py",
+    "docs/export.md": "tests/exporting/test_artifact.py",
+}
+
+
+def blocks(document: str, language: str) -> list[re.Match[str]]:
+    """The blocks of code that are to be run."""
+    found = BLOCK.finditer((ROOT / document).read_text())
+    return [block for block in found if block["language"] == language and not block["why"]]
 
 
 def code(document: str, containing: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if containing in block]
-    return block
+    (found,) = [b["code"] for b in blocks(document, "python") if containing in b["code"]]
+    return found
 
 
 def section(text: str, title: str) -> str:
@@ -43,9 +69,9 @@ def test_the_readme_names_every_method():
 
 
 def names(containing: str) -> dict[str, Any]:
-    """What a block of code in CONTRIBUTING.md defines."""
+    """What a block of code in docs/write_a_method.md defines."""
     namespace: dict[str, Any] = {"__name__": "contributed"}
-    exec(compile(code("CONTRIBUTING.md", containing), "CONTRIBUTING.md", "exec"), namespace)
+    exec(compile(code(GUIDE, containing), GUIDE, "exec"), namespace)
     return namespace
 
 
@@ -57,12 +83,36 @@ def reduced(model, variables):
     return info
 
 
-def test_the_table_of_axes_is_the_codes():
+def test_tables_are_the_codes():
     assert axes_table() in (ROOT / "docs/methods.md").read_text()
+    text = (ROOT / "docs/zoo.md").read_text()
+    assert zoo.backbones() in text
+    assert zoo.methods() in text
 
 
-def test_the_method_in_contributing_is_one_in_less_than_thirty_lines(monkeypatch, tiny_model):
-    assert len(code("CONTRIBUTING.md", "STEADY =").splitlines()) < 30
+def test_the_zoo_names_every_method_and_golden_file():
+    assert zoo.METHODS.keys() == REDUCERS.keys()
+    starts = tuple(start for compared in zoo.METHODS.values() for start in compared.goldens)
+    files = {path.stem for path in zoo.GOLDENS.glob("*.npz")}
+    assert {file for file in files if not file.startswith(starts)} == {"vit_weights"}
+
+
+def test_every_public_name_says_what_it_is():
+    """That the reference has them all, the site's build checks."""
+    names = dict(reference.public_names())
+    assert {f"tdm_jax.{name}" for name in ("reduction", "train", "models.vit")} < names.keys()
+    assert [name for name, value in names.items() if not inspect.getdoc(value)] == []
+
+
+def test_the_pages_of_the_reference_are_there():
+    pages = reference.pages()
+    assert {f"tdm_jax.{name}" for name in ("ops", "ops.merging", "train")} < pages.keys()
+    assert "--workdir" in pages["tdm_jax.train"]
+    assert "autofunction:: tdm_jax.unmerge" in pages["index"]
+
+
+def test_the_method_in_the_guide_is_one_in_less_than_thirty_lines(monkeypatch, tiny_model):
+    assert len(code(GUIDE, "STEADY =").splitlines()) < 30
     monkeypatch.setitem(REDUCERS, "steady", names("STEADY =")["STEADY"])
     info = reduced(*tiny_model("steady", 0.5, layers=(1,)))
     assert (info.assign >= 0).all()
@@ -72,7 +122,7 @@ def test_the_method_in_contributing_is_one_in_less_than_thirty_lines(monkeypatch
     assert described == {"name": "steady", "counts": [5], "layers": [1], "linkage": "single"}
 
 
-def test_the_part_in_contributing_is_one(monkeypatch, tiny_model):
+def test_the_part_in_the_guide_is_one(monkeypatch, tiny_model):
     part = names("class Norm")["Norm"]()
     monkeypatch.setitem(IMPORTANCES, "norm", part)
     monkeypatch.setitem(REDUCERS, "norm", make_reducer("topk", importance="norm"))
@@ -102,6 +152,61 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
     assert namespace["dense"].shape == (1, 196, 64)
     assert namespace["logits"].shape == (1, 1000)
     assert namespace["cost"].macs < 4_603_567_752
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch, tiny_model):
+    """A folder to work in, with small things of the names that the documents give to large ones."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dinov2_small").symlink_to(ROOT / "tests/goldens/backbones/hf_dinov2_cls")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 4)):
+        for name in ("coats", "shoes"):
+            (folder := tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    sizes = {"image_size": 32, "depth": 6, "in_channels": 1, "num_classes": 10}
+    model, variables = tiny_model(**sizes)
+    checkpoint.save_model(tmp_path / "runs/start", checkpoint.describe(model), variables)
+    monkeypatch.setattr(ClutteredDigits, "__len__", lambda self: 24)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_block_of_code_is_run_unless_it_says_why_not(document):
+    """Python and shells; what is written in neither shows something else."""
+    text = (ROOT / document).read_text()
+    found = list(BLOCK.finditer(text))
+    languages = {block["language"].split(" ")[0] for block in found}
+    assert languages <= {"python", "sh", "", "{include}"}
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == sum(
+        2 if block["prints"] is None else 4 for block in found
+    )
+    if elsewhere := PYTHON_ELSEWHERE.get(document):
+        assert Path(document).name in (ROOT / elsewhere).read_text()
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - PYTHON_ELSEWHERE.keys()))
+@pytest.mark.usefixtures("sandbox")
+def test_the_python_of_a_document_runs_and_prints_what_it_says(document):
+    given = {"tdm_jax": tdm_jax, "images": jnp.zeros((1, 168, 224, 3)), "__name__": "shown"}
+    for block in blocks(document, "python"):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block["code"], document, "exec"), given)
+        assert out.getvalue() == (block["prints"] or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")])
+@pytest.mark.usefixtures("sandbox")
+def test_the_commands_of_a_document_run(document):
+    for block in blocks(document, "sh"):
+        for line in block["code"].replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                python, dash_m, module, *arguments = words
+                assert (python, dash_m) == ("python", "-m")
+                run(importlib.import_module(module), *arguments)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,8 +1,6 @@
 """Measures the input pipeline: images a second for a core, and where the time goes.
 
-```
-python -m tdm_jax.data.benchmark --images=400 --output=pipeline.md
-```
+    python -m tdm_jax.data.benchmark --images=400 --output=pipeline.md
 
 The data are JPEGs of 500 × 375 pixels, about ImageNet's average, made for the purpose; the recipe
 is DeiT's on the host: random resized crop, flip, RandAugment.

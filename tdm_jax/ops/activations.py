@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact GELU, in float32; by erf, and again in the backward pass.
 
-    On CPUs erf is twice as fast as erfc, and cheaper than storing it (docs/performance.md, CPU,
+    On CPUs erf is twice as fast as erfc, and cheaper than storing it (docs/measurements.md, CPU,
     "GELU through erf", "GELU computed again").
     """
     y = x.astype(jnp.float32)

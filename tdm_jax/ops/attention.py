@@ -53,7 +53,7 @@ def by_products(
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b n h k"]:
-    """Heads before tokens (docs/performance.md, CPU, "heads before tokens", "dividing by")."""
+    """Heads before tokens (docs/measurements.md, CPU, "heads before tokens", "dividing by")."""
     q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -72,7 +72,7 @@ def by_blocks(
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b t h k"]:
-    """A part of the queries at a time (docs/performance.md, CPU, "at most 256 queries")."""
+    """A part of the queries at a time (docs/measurements.md, CPU, "at most 256 queries")."""
     rows = -(-q.shape[1] // -(-q.shape[1] // _ROWS))  # even parts, as few as will do
     parts = [q[:, i : i + rows] for i in range(0, q.shape[1], rows)]
     return jnp.concatenate([by_products(part, k, v, bias) for part in parts], axis=1)
@@ -85,7 +85,7 @@ _kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn"
 def by_cudnn(
     q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
 ) -> Float[Array, "b t h k"]:
-    """No n x n map in memory (docs/performance.md, GPU); differentiates as `by_products` does."""
+    """No n x n map in memory (docs/measurements.md, GPU); differentiates as `by_products` does."""
     return _kernel(q, k, v)
 
 
@@ -102,7 +102,7 @@ def _by_cudnn_jvp(
 def by_cudnn_backward(
     q: Float[Array, "b t h k"], k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
 ) -> Float[Array, "b t h k"]:
-    """No map in the backward pass either (docs/performance.md, GPU), but no forward mode."""
+    """No map in the backward pass either (docs/measurements.md, GPU), but no forward mode."""
     return _kernel(q, k, v)
 
 

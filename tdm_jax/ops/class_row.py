@@ -13,14 +13,14 @@ def class_row(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Fl
 
 
 def by_heads(query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]) -> Float[Array, "b h t"]:
-    """As the attention lays the keys out (docs/performance.md, CPU, "the class token's row")."""
+    """As the attention lays the keys out (docs/measurements.md, CPU, "the class token's row")."""
     return jnp.einsum("bhk,bthk->bht", query, keys, preferred_element_type=jnp.float32)
 
 
 def by_channels(
     query: Float[Array, "b h k"], keys: Float[Array, "b t h k"]
 ) -> Float[Array, "b h t"]:
-    """As a TPU's keys lie in memory (docs/performance.md, TPU, "sums of keys times query").
+    """As a TPU's keys lie in memory (docs/measurements.md, TPU, "sums of keys times query").
 
     The keys are scaled in float32, and a product with ones adds up the channels of each head.
     """

@@ -20,7 +20,7 @@ def gather_patches(
 ) -> Float[Array, "b k d"]:
     """`gather_tokens` of the patch tokens, which stand behind `prefix` others in a sequence.
 
-    Never taken apart for it: a TPU would copy the part (docs/performance.md, "no sequence is
+    Never taken apart for it: a TPU would copy the part (docs/measurements.md, "no sequence is
     taken apart").
     """
     return gather_tokens(sequence, prefix + index)
@@ -34,13 +34,13 @@ def gather_sequence(
 
 
 def by_index(values: Array, index: Int[Array, "b k"]) -> Array:
-    """A gather, which a CPU does best (docs/performance.md, CPU, "permuting")."""
+    """A gather, which a CPU does best (docs/measurements.md, CPU, "permuting")."""
     index = index.reshape(index.shape + (1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1, mode="promise_in_bounds")
 
 
 def by_product(values: Array, index: Int[Array, "b k"]) -> Array:
-    """By ones and zeros: TPUs gather slowly (docs/performance.md, TPU, "a TDM stage's takes")."""
+    """By ones and zeros: TPUs gather slowly (docs/measurements.md, TPU, "a TDM stage's takes")."""
     chosen = one_hot(index, values.shape[1], values.dtype)
     if values.ndim == 2:
         return (chosen * values[:, None, :]).sum(axis=-1, dtype=values.dtype)
@@ -50,7 +50,7 @@ def by_product(values: Array, index: Int[Array, "b k"]) -> Array:
 def by_product_token_major(
     sequence: Float[Array, "b t d"], index: Int[Array, "b k"]
 ) -> Float[Array, "b k d"]:
-    """Laid out as the blocks want it (docs/performance.md, TPU, "the sequence after a stage")."""
+    """Laid out as the blocks want it (docs/measurements.md, TPU, "the sequence after a stage")."""
     return token_major(by_product(sequence, index))
 
 

@@ -81,7 +81,7 @@ def by_index(
     groups: Sequence[Merge],
     route: Int[Array, "b n"],
 ) -> Float[Array, "b k d"]:
-    """Products over those few that merge (docs/performance.md, CPU, "matched tokens", "apart")."""
+    """Products over those few that merge (docs/measurements.md, CPU, "matched tokens", "apart")."""
     s = sequence.shape[1] - weight.shape[1]
     tokens = sequence[:, s:]
     merged = [
@@ -103,7 +103,7 @@ def by_product(
     groups: Sequence[Merge],
     route: Int[Array, "b n"],
 ) -> Float[Array, "b k d"]:
-    """All by one product (docs/performance.md, TPU, "a stage's new tokens by one product").
+    """All by one product (docs/measurements.md, TPU, "a stage's new tokens by one product").
 
     With the prefix in it the sequence is never taken apart, so it keeps its layout.
     """

@@ -15,7 +15,7 @@ def layer_norm(
     """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, in float32.
 
     Its tangent is written out, so that the transpose, the backward pass, takes four sums, which run
-    on one core of a CPU (docs/performance.md, CPU, "a layer norm with its own backward pass").
+    on one core of a CPU (docs/measurements.md, CPU, "a layer norm with its own backward pass").
     """
     return _normalise(x, epsilon)[0] * scale + bias
 

@@ -20,7 +20,7 @@ def by_stable_sort(x: Float[Array, "b n"]) -> Int[Array, "b n"]:
 
 
 def by_radix_sort(x: Float[Array, "b n"]) -> Int[Array, "b n"]:
-    """Sorts half a number's bits with the number's index (docs/performance.md, CPU, "radix sort").
+    """Sorts half a number's bits with the number's index (docs/measurements.md, CPU, "radix sort").
 
     XLA's CPU backend sorts plain integers five times as fast as pairs.
     """

@@ -26,7 +26,7 @@ def by_convolution(
 def by_product(
     images: Float[Array, "b h w c"], kernel: Float[Array, "p p c d"]
 ) -> Float[Array, "b h2 w2 d"]:
-    """A CPU multiplies faster (docs/performance.md, CPU, "patches by a product")."""
+    """A CPU multiplies faster (docs/measurements.md, CPU, "patches by a product")."""
     b, h, w, c = images.shape
     p, d = kernel.shape[0], kernel.shape[-1]
     rows = images.reshape(b, h // p, p, w // p, p * c)

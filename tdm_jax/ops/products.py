@@ -17,7 +17,7 @@ def by_tokens(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Ar
 
 
 def by_rows(x: Float[Array, "... k"], kernel: Float[Array, "k n"]) -> Float[Array, "... n"]:
-    """As rows of one matrix (docs/performance.md, CPU, "all tokens as rows").
+    """As rows of one matrix (docs/measurements.md, CPU, "all tokens as rows").
 
     The kernel's gradient then sums over one axis: XLA's CPU backend lays neither factor out anew.
     """

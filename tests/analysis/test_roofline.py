@@ -71,7 +71,7 @@ def test_the_command_is_the_table_of_the_documents(tmp_path, capsys):
     commands.run(command, "--models=deit_small_patch16_224", f"--output={tmp_path}")
     table = capsys.readouterr().out
     assert "| img/s at most | Speed-up at most |" in table
-    assert "20\u202f189" in table  # docs/performance.md
+    assert "20\u202f189" in table  # docs/measurements.md
     written = json.loads((tmp_path / "roofline.json").read_text())
     assert written["about"]["tflops"] == 197.0
     assert [row["bound"] for row in written["rows"]] == ["memory", "memory"]

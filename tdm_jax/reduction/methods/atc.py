@@ -13,7 +13,7 @@ than ours.
 The shapes are static. With single linkage the clusters are what is left of the shortest spanning
 tree without its longest edges, and Prim's algorithm finds it in n - 1 steps over n distances. With
 the others n - m steps merge one pair each, over n^2 distances. On a CPU the three stages of DeiT-S
-take four to nine times as long as ToMe's matching of as many tokens (docs/performance.md, CPU,
+take four to nine times as long as ToMe's matching of as many tokens (docs/measurements.md, CPU,
 "agglomerative clusters").
 """
 
