@@ -21,12 +21,6 @@ ROOMS = [module.name for module in FOUND if module.ispkg]
 COMMAND = ("define_flags", "main")
 
 
-def modules(room: str) -> list[ModuleType]:
-    """What lies in a room, but for rooms in it."""
-    names = [module.name for module in FOUND if not module.ispkg]
-    return [importlib.import_module(name) for name in names if name.rpartition(".")[0] == room]
-
-
 def is_command(module: ModuleType) -> bool:
     """Whether `python -m` runs it."""
     return all(hasattr(module, name) for name in COMMAND)
@@ -59,30 +53,23 @@ def _members(name: str, owner: Any) -> Iterator[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """The text of every page in reStructuredText, by its name."""
-    root = modules("tdm_jax")
-    rest = [module for module in root if not is_command(module)]
-    commands = [module for module in root if is_command(module)] + [
-        importlib.import_module("tdm_jax.data.benchmark")
-    ]
-    rooms = [importlib.import_module(room) for room in ROOMS if room.count(".") == 1]
-    made = {
-        "index": _title("API reference") + _front_door() + _listed("Rooms", [*rooms, *rest]),
+    every = [importlib.import_module(module.name) for module in FOUND]
+    commands = [module for module in every if is_command(module)]
+    made = {module.__name__: _module(module) for module in every}
+    made |= {room: _room(importlib.import_module(room)) for room in ROOMS}
+    return made | {
+        "index": _title("API reference") + _front_door() + _listed("Rooms", _inside("tdm_jax")),
         "commands": _title("Commands")
         + "``python -m`` runs each; its ``--help`` says what its page does.\n\n"
         + _listed("All", commands),
     }
-    for room in ROOMS:
-        package = importlib.import_module(room)
-        inner = [importlib.import_module(name) for name in ROOMS if name.startswith(f"{room}.")]
-        made[room] = (
-            _title(room)
-            + f".. automodule:: {room}\n   :no-members:\n\n"
-            + _exported(package)
-            + _listed("Modules", [*modules(room), *inner])
-        )
-    for module in {m.__name__: m for room in ["tdm_jax", *ROOMS] for m in modules(room)}.values():
-        made[module.__name__] = _module(module)
-    return made
+
+
+def _inside(room: str) -> list[ModuleType]:
+    """What lies in a room, but for commands of the root, which have a list of their own."""
+    names = [module.name for module in FOUND if module.name.rpartition(".")[0] == room]
+    inside = [importlib.import_module(name) for name in names]
+    return [module for module in inside if room != "tdm_jax" or not is_command(module)]
 
 
 def _title(text: str) -> str:
@@ -107,11 +94,14 @@ def _front_door() -> str:
     return "".join(parts)
 
 
-def _exported(package: ModuleType) -> str:
-    names = [name for name in getattr(package, "__all__", ()) if name[0] != "_"]
-    owners = {name: getattr(getattr(package, name), "__module__", None) for name in names}
-    links = [f"`~{owners[name]}.{name}`" if owners[name] else f"``{name}``" for name in names]
-    return f"To be had here: {', '.join(links)}.\n\n" if links else ""
+def _room(room: ModuleType) -> str:
+    name, exported = room.__name__, ""
+    if names := getattr(room, "__all__", ()):
+        owners = [getattr(getattr(room, key), "__module__", name) for key in names]
+        links = [f"`~{owner}.{key}`" for owner, key in zip(owners, names, strict=True)]
+        exported = f"To be imported from here, too: {', '.join(links)}.\n\n"
+    listed = _listed("Modules", _inside(name))
+    return f"{_title(name)}.. automodule:: {name}\n   :no-members:\n\n{exported}{listed}"
 
 
 def _listed(heading: str, found: Iterable[ModuleType]) -> str:

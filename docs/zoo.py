@@ -111,7 +111,9 @@ def paper(name: str) -> str:
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
     head, *rest = rows
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ("---",) * len(head), *rest])
+    numbers = [cell.isdigit() for cell in rest[-1]]
+    line = tuple("---:" if number else "---" for number in numbers)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, line, *rest])
 
 
 if __name__ == "__main__":

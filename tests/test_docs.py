@@ -186,7 +186,14 @@ def test_a_block_of_code_is_run_unless_it_says_why_not(document):
         assert Path(document).name in (ROOT / elsewhere).read_text()
 
 
-@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - PYTHON_ELSEWHERE.keys()))
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(document, marks=[pytest.mark.slow] if "start" in document else [])
+        for document in DOCUMENTS
+        if document not in PYTHON_ELSEWHERE and blocks(document, "python")
+    ],
+)
 @pytest.mark.usefixtures("sandbox")
 def test_the_python_of_a_document_runs_and_prints_what_it_says(document):
     given = {"tdm_jax": tdm_jax, "images": jnp.zeros((1, 168, 224, 3)), "__name__": "shown"}
