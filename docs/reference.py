@@ -97,8 +97,8 @@ def _front_door() -> str:
 def _room(room: ModuleType) -> str:
     name, exported = room.__name__, ""
     if names := getattr(room, "__all__", ()):
-        owners = [getattr(getattr(room, key), "__module__", name) for key in names]
-        links = [f"`~{owner}.{key}`" for owner, key in zip(owners, names, strict=True)]
+        owners = {key: getattr(getattr(room, key), "__module__", None) for key in names}
+        links = [f"`~{owner}.{key}`" if owner else f"`{key}`" for key, owner in owners.items()]
         exported = f"To be imported from here, too: {', '.join(links)}.\n\n"
     listed = _listed("Modules", _inside(name))
     return f"{_title(name)}.. automodule:: {name}\n   :no-members:\n\n{exported}{listed}"
