@@ -20,6 +20,7 @@ version = release = tdm_jax.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
+highlight_language = "none"  # where a block names no other
 html_theme = "furo"
 html_title = f"tdm_jax {release}"
 html_static_path = ["_static"]

@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, tiny_model):
 def sandbox(tmp_path, monkeypatch, tiny_model):
     """A folder to work in, with small things of the names that the documents give to large ones."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dinov2_small").symlink_to(ROOT / "tests/goldens/backbones/hf_dinov2_cls")
+    (tmp_path / "dinov2_small").symlink_to(ROOT / "tests/goldens/backbones/hf_dinov2_reg")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("validation", 4)):
         for name in ("coats", "shoes"):
@@ -207,12 +208,13 @@ def test_the_python_of_a_document_runs_and_prints_what_it_says(document):
 @pytest.mark.slow
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")])
 @pytest.mark.usefixtures("sandbox")
-def test_the_commands_of_a_document_run(document):
+def test_the_commands_of_a_document_run(document, monkeypatch):
     for block in blocks(document, "sh"):
         for line in block["code"].replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 python, dash_m, module, *arguments = words
                 assert (python, dash_m) == ("python", "-m")
+                monkeypatch.setattr(sys, "argv", [module, *arguments])  # settings are read there
                 run(importlib.import_module(module), *arguments)
 
 
