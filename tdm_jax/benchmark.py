@@ -4,6 +4,8 @@ r"""Measures latency, throughput, memory and compile time: `python -m tdm_jax.be
               --batch_sizes=1,8,32 --dtypes=float32 --output=benchmark
     GPU   python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
     TPU       --batch_sizes=1,4,16,64,256,1024 --dtypes=float32,bfloat16 --output=benchmark
+    ONNX  python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
+              --modes=onnx --dtypes=float32 --batch_sizes=1,16 --output=benchmark
 
 What is measured `tdm_jax.analysis.benchmark` says. `--advise=3.0` measures something else: which
 token counts are fastest at no more than 3.0 GFLOPs an image (multiply-adds, as tables count them);
@@ -13,12 +15,13 @@ see `tdm_jax.analysis.schedule_search`.
 from absl import flags
 
 from tdm_jax.analysis import environment, results, schedule_search
-from tdm_jax.analysis.benchmark import MODES, TABLE, benchmark
+from tdm_jax.analysis.benchmark import COMPILE, MODES, TABLE, benchmark
 from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
+from tdm_jax.exporting import onnx
 from tdm_jax.training.experiment import DTYPES
 
 FLAGS = flags.FLAGS
@@ -28,7 +31,8 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_candidates(models=["deit_small_patch16_224"])
     flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Images per call.")
-    flags.DEFINE_list("modes", list(MODES), "What to measure: forward, train or both.")
+    text = "What to measure: forward, train, or onnx, the forward pass in ONNX Runtime on the CPU."
+    flags.DEFINE_list("modes", list(MODES), text)
     flags.DEFINE_list("dtypes", list(DTYPES), "Types of the computation.")
     flags.DEFINE_integer("rounds", 10, "Turns of each program.", 1)
     flags.DEFINE_float("min_seconds", 0.1, "A turn lasts about this long at least.", 0.0)
@@ -68,7 +72,8 @@ def main() -> None:
     if advises:
         schedule_search.advise(candidates, round(FLAGS.advise * 1e9), **settings)
     else:
-        benchmark(candidates, modes=FLAGS.modes, **settings)
+        compilers = COMPILE | {"onnx": onnx.compile_forward}
+        benchmark(candidates, modes=FLAGS.modes, compilers=compilers, **settings)
     print(f"{results.markdown(rows, table)}\n{remark}")
 
 

@@ -3,10 +3,12 @@ r"""Exports a checkpoint with any reducer: `python -m tdm_jax.export --checkpoin
     python -m tdm_jax.export --checkpoint=runs/digits --output=digits_export
     python -m tdm_jax.export --checkpoint=deit_small.pth --reducer=tdm --keep_rate=0.7 \
         --preprocessing --batch_sizes=1,8,32 --dtype=bfloat16 --output=deit_small_tdm
+    python -m tdm_jax.export --checkpoint=dinov2-small --format=stablehlo,onnx --output=dinov2
 
-The folder has a StableHLO program for any batch, on request others for batches of one size, and
-`manifest.json`, which says what they take and give. JAX alone runs them: see docs/export.md. Before
-the folder gets its name, every program in it has answered as the model does.
+The folder has a program for any batch (StableHLO, ONNX or both), on request others for batches of
+one size, and `manifest.json`, which says what they take and give. JAX alone runs StableHLO, ONNX
+Runtime alone the other: see docs/export.md. Before the folder gets its name, every program in it
+has answered as the model does.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from tdm_jax.analysis.candidate import check_weights, make_candidates
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.errors import InputError
-from tdm_jax.exporting import stablehlo
+from tdm_jax.exporting import onnx, stablehlo
 from tdm_jax.exporting.artifact import export_model
 from tdm_jax.training.workdir import settings_of
 
@@ -30,7 +32,10 @@ def define_flags() -> None:
     shared.define_checkpoint()
     shared.define_reducer()
     flags.DEFINE_string("output", None, "Folder to make.", required=True)
-    flags.DEFINE_list("platforms", list(DEFAULT.platforms), "What one program is to run on.")
+    text = f"Of the programs: {', '.join(stablehlo.FORMATS)}."
+    flags.DEFINE_list("format", list(DEFAULT.formats), text)
+    text = "What one StableHLO program is to run on."
+    flags.DEFINE_list("platforms", list(DEFAULT.platforms), text)
     text = "Sizes of batches to make a program for, beside the one for any size."
     flags.DEFINE_list("batch_sizes", [], text)
     text = "Whether the program takes decoded images, uint8 of any size, and prepares them itself."
@@ -53,6 +58,7 @@ def _labels() -> list[str] | None:
 def main() -> None:
     """The command."""
     options = stablehlo.Options(
+        formats=tuple(FLAGS.format),
         platforms=tuple(FLAGS.platforms),
         batch_sizes=tuple(shared.numbers("batch_sizes", int) or ()),
         preprocessing=FLAGS.preprocessing,
@@ -78,7 +84,9 @@ def main() -> None:
         f"{manifest[way]['dtype']}[{', '.join(map(str, manifest[way]['shape']))}]"
         for way in ("input", "output")
     )
-    print(f"{one.label}: {takes} -> {gives}, on {', '.join(options.platforms)}")
+    where = {"stablehlo": f"on {', '.join(options.platforms)}", "onnx": f"opset {onnx.OPSET}"}
+    formats = ", ".join(f"{name} {where[name]}" for name in options.formats)
+    print(f"{one.label}: {takes} -> {gives}; {formats}")
 
 
 if __name__ == "__main__":

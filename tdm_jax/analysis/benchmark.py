@@ -8,7 +8,7 @@ multiply-add of the model's products and convolutions, three times that for a tr
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -101,10 +101,8 @@ def compile_training(model: VisionTransformer, variables: PyTree, batch_size: in
     return Program(call, batch_size, seconds, program_bytes(compiled))
 
 
-_COMPILE: dict[str, Callable[[VisionTransformer, PyTree, int], Program]] = {
-    FORWARD: compile_forward,
-    TRAIN: compile_training,
-}
+Compile = Callable[[VisionTransformer, PyTree, int], Program]
+COMPILE: dict[str, Compile] = {FORWARD: compile_forward, TRAIN: compile_training}
 
 
 def benchmark(
@@ -114,6 +112,7 @@ def benchmark(
     modes: Sequence[str] = MODES,
     dtypes: Sequence[str] = tuple(DTYPES),
     timing: Timing,
+    compilers: Mapping[str, Compile] = COMPILE,
     done: Callable[[list[Result]], None] = lambda rows: None,
 ) -> list[Result]:
     """Measures candidates over batch sizes, modes and types.
@@ -121,9 +120,10 @@ def benchmark(
     Args:
       candidates: who takes part; the unreduced model is added.
       batch_sizes: images per call.
-      modes: of `MODES`.
+      modes: of `compilers`.
       dtypes: of `experiment.DTYPES`.
       timing: how long.
+      compilers: what makes each mode's program of a model, its variables and a batch size.
       done: is given the rows of each group of candidates as soon as it is measured.
 
     Returns:
@@ -133,7 +133,7 @@ def benchmark(
     Raises:
       InputError: a mode, type or batch size cannot be.
     """
-    for kind, names, known in (("mode", modes, MODES), ("dtype", dtypes, DTYPES)):
+    for kind, names, known in (("mode", modes, compilers), ("dtype", dtypes, DTYPES)):
         for name in names:
             if name not in known:
                 raise unknown(kind, name, known)
@@ -143,14 +143,19 @@ def benchmark(
     for _, group in itertools.groupby(with_baselines(candidates), key=lambda one: one.name):
         members = [replace(one, variables=one.any_variables()) for one in group]
         for dtype, mode, batch_size in itertools.product(dtypes, modes, batch_sizes):
-            new = _group(members, mode, dtype, batch_size, timing)
+            new = _group(members, mode, compilers[mode], dtype, batch_size, timing)
             done(new)
             rows += new
     return rows
 
 
 def _group(
-    members: Sequence[Candidate], mode: str, dtype: str, batch_size: int, timing: Timing
+    members: Sequence[Candidate],
+    mode: str,
+    compile_program: Compile,
+    dtype: str,
+    batch_size: int,
+    timing: Timing,
 ) -> list[Result]:
     """Candidates of one transformer and their twins, measured in turns."""
     programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
@@ -160,7 +165,7 @@ def _group(
             runs[True] = candidate.with_reducer(Sliced(like=candidate.model.reducer))
         for is_twin, run in runs.items():
             model = run.model.clone(dtype=DTYPES[dtype])
-            program = _fitting(_COMPILE[mode], model, run.variables, batch_size)
+            program = _fitting(compile_program, model, run.variables, batch_size)
             if program is not None:
                 programs[index, is_twin] = program
     measured: dict[tuple[int, bool], Measurement] = {}
@@ -179,7 +184,7 @@ def _group(
 
 
 def _fitting(
-    compile_program: Callable[[VisionTransformer, PyTree, int], Program],
+    compile_program: Compile,
     model: VisionTransformer,
     variables: PyTree,
     batch_size: int,

@@ -53,13 +53,14 @@ class Program:
       call: runs it once and returns what it computes, perhaps before that is ready.
       images: how many images a call handles.
       compile_seconds: from the traced to the executable program.
-      memory_bytes: arguments, results and temporaries on the device, by the compiler's account.
+      memory_bytes: arguments, results and temporaries on the device, by the compiler's account;
+        None if it gives none.
     """
 
     call: Callable[[], PyTree]
     images: int
     compile_seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
 
     def seconds(self, repeats: int) -> float:
         """Mean time of one of `repeats` calls, each from dispatch to result."""

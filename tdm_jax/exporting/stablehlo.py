@@ -22,6 +22,7 @@ from tdm_jax.files import replacing
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.ops.platform import portable
 
+FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WEIGHTS = ("inside", "beside")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -33,15 +34,18 @@ class Options:
     """What an export is to be.
 
     Attributes:
-      platforms: that one program serves, of `PLATFORMS`.
-      batch_sizes: further programs for batches of one size each, which compile to faster code on
-        some platforms and cannot be compiled by surprise.
+      formats: of its programs, of `FORMATS`.
+      platforms: that one StableHLO program serves, of `PLATFORMS`.
+      batch_sizes: further StableHLO programs for batches of one size each, which compile to
+        faster code on some platforms and cannot be compiled by surprise.
       preprocessing: whether the program takes decoded images, uint8 of any size, instead of
         normalised ones of the model's.
-      weights: "inside" the program, or "beside" it, as a file and the program's first argument.
+      weights: "inside" the program, or "beside" it, as a file and a StableHLO program's first
+        argument.
       dtype: of the computation, and of the weights that take part in products.
     """
 
+    formats: tuple[str, ...] = ("stablehlo",)
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     batch_sizes: tuple[int, ...] = ()
     preprocessing: bool = False
@@ -49,6 +53,11 @@ class Options:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if not self.formats:
+            raise InputError(f"expected formats of {', '.join(FORMATS)}; got none")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown("format", name, FORMATS)
         if not self.platforms:
             raise InputError(f"expected platforms of {', '.join(PLATFORMS)}; got none")
         for name in self.platforms:
@@ -61,6 +70,15 @@ class Options:
             raise unknown("place of weights", self.weights, WEIGHTS)
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        if "onnx" in self.formats and self.dtype != "float32":
+            raise InputError(
+                f"ONNX Runtime multiplies float32 on CPUs: expected it for ONNX; got {self.dtype}"
+            )
+
+            if self.batch_sizes and "stablehlo" not in self.formats:
+                raise InputError(
+                    "ONNX Runtime compiles nothing: expected batch sizes for StableHLO alone"
+                )
 
     def check(self, model: VisionTransformer) -> None:
         """Raises InputError if a model cannot be exported like this."""
@@ -108,28 +126,23 @@ class Program:
                 jax.jit(function), platforms=self.options.platforms, disabled_checks=allowed
             )(*arguments)
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Writes all files into a folder.
+    def answers(self) -> jax.ShapeDtypeStruct:
+        """What it gives."""
+        return jax.eval_shape(self, self.weights, self.images())
+
+    def write(self, folder: Path) -> dict[str, int | None]:
+        """Writes the StableHLO programs, and the weights where they stand beside, into a folder.
 
         Returns:
-          For the manifest: each program's batch size by its file, None for any; and what it takes
-          and gives.
+          Each program's batch size by its file, None for any.
         """
         programs = {ANY: None} | {f"model_batch{n}.stablehlo": n for n in self.options.batch_sizes}
         for name, batch in programs.items():
-            (folder / name).write_bytes(exported := self.exported(batch).serialize())
+            (folder / name).write_bytes(self.exported(batch).serialize())
         if self.options.weights == "beside":
             with replacing(folder / WEIGHTS_FILE) as beside:
                 save_file({k: np.asarray(x) for k, x in self.weights.items()}, beside)
-        out = export.deserialize(exported).out_avals[0]
-        return {
-            "programs": programs,
-            "input": {
-                "shape": [str(side) for side in self.images().shape],
-                "dtype": str(self.images().dtype),
-            },
-            "output": {"shape": ["b", *out.shape[1:]], "dtype": str(out.dtype)},
-        }
+        return programs
 
 
 def _stored(path: str, array: Any, dtype: str) -> Array:

@@ -104,7 +104,7 @@ def test_running_out_of_memory_is_a_row(monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
         return timing.compile_forward(model, variables, batch_size)
 
-    monkeypatch.setitem(bench._COMPILE, "forward", make)
+    monkeypatch.setitem(bench.COMPILE, "forward", make)
     found = benchmark(
         [tiny()], batch_sizes=[1, 4], modes=["forward"], dtypes=["float32"], timing=QUICK
     )

@@ -27,9 +27,10 @@ PREPARED = Preprocessing(crop_pct=0.875)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
 
 
-def what_the_document_shows(folder, images, answers):
+def what_the_document_shows(folder, images, answers, needs="from jax import export"):
     """The program of docs/export.md for other images, which stores its answers."""
-    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if f"\n{needs}" in block]
     block = block.replace('"deit_small_tdm"', repr(str(folder)))
     block = re.sub(r"images = np\.zeros\(.*\)", f"images = np.load({str(images)!r})", block)
     alone = 'import sys; assert not {"tdm_jax", "flax"} & set(sys.modules)'
@@ -82,6 +83,7 @@ def test_every_size_of_a_batch_and_those_of_their_own(tmp_path):
     assert exported.manifest == json.loads(json.dumps(manifest))
     assert manifest["input"] == {"shape": ["b", "16", "16", "3"], "dtype": "float32"}
     assert manifest["output"] == {"shape": ["b", 5], "dtype": "float32"}
+    assert manifest["programs"]["stablehlo"]["model_batch4.stablehlo"] == 4
     assert manifest["model"]["reducer"]["name"] == "tdm"
     assert manifest["tokens"] == [16, 16, 8, 8]
     cost = tdm_jax.cost.count(model)
@@ -176,7 +178,7 @@ def test_what_is_wrong_is_written_nowhere(tmp_path, monkeypatch):
     model, variables = random_model()
     with pytest.raises(InputError, match="expected 5 labels; got 1"):
         export_model(tmp_path / "out", model, variables, labels=["one"])
-    monkeypatch.setattr(artifact, "TOLERANCE", -1.0)
+    monkeypatch.setattr(artifact, "TOLERANCE", {"stablehlo": -1.0})
     with pytest.raises(RuntimeError, match="the program for batch None is off by"):
         export_model(tmp_path / "out", model, variables)
     assert list(tmp_path.iterdir()) == []
@@ -201,6 +203,8 @@ def test_a_damaged_export_is_refused(tmp_path):
     out = tmp_path / "out"
     export_model(out, model, variables, Options(platforms=("cpu",)))
     exported = load_exported(out)
+    with pytest.raises(InputError, match="unknown format 'onnx'; expected one of: stablehlo"):
+        load_exported(out, "onnx")
     with pytest.raises(InputError, match=r"expected images float32\[b, 16, 16, 3\]; got uint8"):
         exported(np.zeros((1, 16, 16, 3), np.uint8))
     with pytest.raises(InputError, match=r"got float32\[1, 8, 16, 3\]"):
@@ -209,11 +213,13 @@ def test_a_damaged_export_is_refused(tmp_path):
     program.write_bytes(program.read_bytes()[:-1] + b"!")
     with pytest.raises(InputError, match="missing, or not the file that was exported"):
         load_exported(out)
-    (out / "manifest.json").write_text('{"format": "tdm_jax.stablehlo", "sha256": {}}')
-    with pytest.raises(InputError, match="expected input, output, programs, weights in it"):
+    (out / "manifest.json").write_text('{"format": "tdm_jax.export", "sha256": {}}')
+    with pytest.raises(
+        InputError, match="expected formats, input, output, programs, weights in it"
+    ):
         load_exported(out)
     (out / "manifest.json").write_text('{"format": "other"}')
-    with pytest.raises(InputError, match="expected format tdm_jax.stablehlo; got 'other'"):
+    with pytest.raises(InputError, match="expected format tdm_jax.export; got 'other'"):
         load_exported(out)
     with pytest.raises(InputError, match="not readable"):
         load_exported(tmp_path / "nothing")
@@ -222,6 +228,10 @@ def test_a_damaged_export_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"formats": ()}, "expected formats of stablehlo, onnx; got none"),
+        ({"formats": ("keras",)}, "unknown format 'keras'"),
+        ({"formats": ("onnx",), "dtype": "bfloat16"}, "expected it for ONNX; got bfloat16"),
+        ({"formats": ("onnx",), "batch_sizes": (1,)}, "expected batch sizes for StableHLO alone"),
         ({"platforms": ()}, "expected platforms of cpu"),
         ({"platforms": ("gpu",)}, "unknown platform 'gpu'"),
         ({"batch_sizes": (0,)}, "expected positive batch sizes; got 0"),
