@@ -22,6 +22,7 @@ from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.exporting import onnx
+from tdm_jax.exporting.stablehlo import Options
 from tdm_jax.training.experiment import DTYPES
 
 FLAGS = flags.FLAGS
@@ -45,6 +46,10 @@ def define_flags() -> None:
 def main() -> None:
     """The command."""
     output, sizes = shared.output(), shared.numbers("batch_sizes", int)
+    if "onnx" in FLAGS.modes:  # what it cannot do is said before anything is measured
+        onnx.require(*onnx.PACKAGES)
+        for dtype in FLAGS.dtypes:
+            Options(formats=("onnx",), dtype=dtype)
     about = environment.describe() | {"rounds": FLAGS.rounds, "started": environment.now()}
     remark, rows = environment.line(about), []
     advises = FLAGS.advise is not None

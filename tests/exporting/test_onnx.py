@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 import tdm_jax
-from tdm_jax.analysis.timing import Timing, measure
+from tdm_jax import benchmark
+from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.errors import InputError
 from tdm_jax.exporting import artifact, onnx
 from tdm_jax.exporting.artifact import export_model, load_exported
 from tdm_jax.exporting.stablehlo import Options, Program
 from tdm_jax.models.folding import fold
+from tests import commands
 from tests.exporting.test_artifact import (
     METHODS,
     OTHERS,
@@ -137,13 +139,17 @@ def test_what_is_wrong_is_written_nowhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("extra")
-def test_it_can_be_timed():
-    program = onnx.compile_forward(*random_model("none"), 2)
-    (measurement,) = measure([program], Timing(rounds=1, min_seconds=0.0))
-    assert measurement.images == 2
-    model, variables = random_model("none")
+def test_it_is_timed_beside_the_unreduced_model(tmp_path, monkeypatch, capsys):
+    model, _ = random_model("tome", r=2)
+    one = Candidate("tiny", "tome", None, model)
+    monkeypatch.setattr(benchmark, "make_candidates", lambda **names: [one])
+    quick = ("--modes=onnx", "--batch_sizes=2", "--rounds=2", "--min_seconds=0")
+    commands.run(benchmark, *quick, "--dtypes=float32", f"--output={tmp_path}")
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert [(row["method"], row["mode"]) for row in rows] == [("none", "onnx"), ("tome", "onnx")]
+    assert rows[1]["speedup"] > 0 and "| onnx |" in capsys.readouterr().out
     with pytest.raises(InputError, match="expected it for ONNX; got bfloat16"):
-        onnx.compile_forward(model.clone(dtype=jnp.bfloat16), variables, 2)
+        commands.run(benchmark, *quick, "--dtypes=float32,bfloat16")
 
 
 def test_without_the_extra(tmp_path, monkeypatch):
