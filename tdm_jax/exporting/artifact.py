@@ -7,6 +7,7 @@ run. What is read is StableHLO, ONNX and safetensors; nothing is unpickled.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ class ExportedModel:
 
     Attributes:
       manifest: what it says of itself.
-      programs: of one format, by the batch they take; None for any.
+      programs: of one format, each a `jax.export.Exported` or an `onnx.Session`, by the batch they
+        take; None for any.
       weights: that come first among their arguments; None where they are inside.
     """
 
     manifest: dict[str, Any]
-    programs: dict[int | None, export.Exported] | dict[int | None, onnx.Session]
+    programs: dict[int | None, Any]
     weights: dict[str, Array] | None
 
     def __call__(self, images: Num[np.ndarray, "b h w c"] | Num[Array, "b h w c"]) -> Array:
@@ -172,13 +174,18 @@ def load_exported(path: str | PathLike[str], format: str | None = None) -> Expor
     needed = {"sha256", "formats", "programs", "weights", "input", "output"}
     if missing := needed - manifest.keys():
         raise InputError(f"{folder / MANIFEST}: expected {', '.join(sorted(missing))} in it")
-    if (format := format or manifest["formats"][0]) not in manifest["programs"]:
-        raise unknown("format", format, manifest["programs"])
+    readers: dict[str, Callable[[Path], Any]]
+    readers = {"stablehlo": _read_stablehlo, "onnx": onnx.Session}
+    known = readers.keys() & manifest["programs"].keys()
+    if (format := format or manifest["formats"][0]) not in known:
+        raise unknown("format", format, known)
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file() or _checksum(folder / name) != expected:
             raise InputError(f"{folder / name}: missing, or not the file that was exported")
-    read = {"stablehlo": _read_stablehlo, "onnx": onnx.Session}[format]
-    programs = {batch: read(folder / name) for name, batch in manifest["programs"][format].items()}
+    programs = {
+        batch: readers[format](folder / name)
+        for name, batch in manifest["programs"][format].items()
+    }
     weights = None
     if manifest["weights"] == "beside" and format == "stablehlo":
         weights = {name: jnp.asarray(x) for name, x in load_file(folder / WEIGHTS_FILE).items()}

@@ -66,7 +66,8 @@ def _one(equation: Any, values: list[Any]) -> Sequence[Any]:
             raise InputError(f"no converter takes {name} of an array that holds nothing")
         return [jnp.zeros(shapes[0], equation.outvars[0].aval.dtype)]
     if name == "pad":
-        return [_pad(*values, settings["padding_config"])]
+        x, filling = values
+        return [_pad(x, filling, settings["padding_config"])]
     if name == "stack":
         rows = [lax.expand_dims(value, [settings["axis"]]) for value in values]
         return [lax.concatenate(rows, settings["axis"])]

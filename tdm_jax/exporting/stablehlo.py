@@ -74,11 +74,10 @@ class Options:
             raise InputError(
                 f"ONNX Runtime multiplies float32 on CPUs: expected it for ONNX; got {self.dtype}"
             )
-
-            if self.batch_sizes and "stablehlo" not in self.formats:
-                raise InputError(
-                    "ONNX Runtime compiles nothing: expected batch sizes for StableHLO alone"
-                )
+        if self.batch_sizes and "stablehlo" not in self.formats:
+            raise InputError(
+                "ONNX Runtime compiles nothing: expected batch sizes for StableHLO alone"
+            )
 
     def check(self, model: VisionTransformer) -> None:
         """Raises InputError if a model cannot be exported like this."""
