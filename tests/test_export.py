@@ -45,6 +45,8 @@ def test_a_checkpoint_with_a_method(checkpoint, tmp_path, capsys):
     [
         (["--keep_rate=0.7,0.5", "--reducer=tdm"], "--keep_rate: an export has one; got 0.7, 0.5"),
         (["--platforms=gpu"], "unknown platform 'gpu'"),
+        (["--format=stablehlo,keras"], "unknown format 'keras'"),
+        (["--format=onnx", "--dtype=bfloat16"], "expected it for ONNX; got bfloat16"),
         (["--labels=nowhere"], "--labels=nowhere: not readable"),
         (["--checkpoint=deit_small_patch16_224"], "weights"),
     ],

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import tdm_jax
-from tdm_jax import benchmark
+from tdm_jax import benchmark, export
 from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.checkpoint import describe, save_model
 from tdm_jax.errors import InputError
 from tdm_jax.exporting import artifact, onnx
 from tdm_jax.exporting.artifact import export_model, load_exported
@@ -108,6 +109,23 @@ def test_beside_stablehlo_and_alone(weights, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), exported(x))
+
+
+@pytest.mark.usefixtures("extra")
+def test_the_command(tmp_path, tiny_model, capsys):
+    model, variables = tiny_model("none")
+    save_model(tmp_path / "model", describe(model), variables)
+    out = tmp_path / "out"
+    commands.run(
+        export, f"--checkpoint={tmp_path / 'model'}", "--reducer=tome", f"--output={out}",
+        "--format=onnx",
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "model.onnx: " in said and "; onnx opset 21" in said
+    x = images(3)
+    reduced, variables = tdm_jax.load_pretrained(tmp_path / "model", reducer="tome")
+    got = tdm_jax.load_exported(out)(x)
+    np.testing.assert_allclose(got, answers_of(reduced, variables, x), atol=1e-5)
 
 
 @pytest.mark.usefixtures("extra")
