@@ -68,7 +68,7 @@ def read(exports: Sequence[str]) -> list[tuple[float, ExportedModel]]:
     weights: dict[str, Any] = {}
     for text in exports:
         told, _, folder = text.rpartition("=")
-        exported = load_exported(folder)
+        exported = load_exported(folder, "stablehlo")
         transform_of(exported.manifest)
         rate = _rate(told, folder, exported.manifest)
         if rate in found:
