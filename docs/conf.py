@@ -17,7 +17,7 @@ import tdm_jax  # noqa: E402
 project = "tdm_jax"
 author = "the authors of tdm_jax"
 version = release = tdm_jax.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
 highlight_language = "none"  # where a block names no other
@@ -27,6 +27,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = html_copy_source = html_show_copyright = False
 
+# The notebooks show what they were committed with; tests/test_notebooks.py runs them.
+nb_execution_mode = "off"
 # Headings are found as on GitHub.
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
