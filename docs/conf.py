@@ -40,9 +40,9 @@ nitpick_ignore_regex = [("py:.*", r"(?!tdm_jax\.).*")]
 nitpick_ignore = [("py:class", "tdm_jax.parsing.T")]
 # Attributes of one name in several classes: nothing is meant by their names alone.
 suppress_warnings = ["ref.python"]
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
 autodoc_typehints_format = "short"
-napoleon_use_ivar = True
+napoleon_use_ivar, napoleon_attr_annotations = True, False  # signatures have the types
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 88
 
@@ -82,6 +82,11 @@ def verbatim(app: Sphinx, what: str, name: str, value: Any, options: Any, lines:
         lines[:] = text.split("\n")
 
 
+def fields(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out what named tuples say of their fields, which the class's docstring describes."""
+    return (getattr(value, "__doc__", None) or "").startswith("Alias for field number") or None
+
+
 def plainly(
     app: Sphinx, what: str, name: str, value: Any, options: Any, takes: str | None, gives: str
 ) -> tuple[str, str] | None:
@@ -116,6 +121,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_reference)
     app.connect("source-read", inside)
     app.connect("autodoc-process-docstring", verbatim)
+    app.connect("autodoc-skip-member", fields)
     app.connect("autodoc-process-signature", plainly)
     app.connect("missing-reference", front_door)
     app.connect("env-check-consistency", complete)

@@ -179,7 +179,7 @@ def test_a_block_of_code_is_run_unless_it_says_why_not(document):
     text = (ROOT / document).read_text()
     found = list(BLOCK.finditer(text))
     languages = {block["language"].split(" ")[0] for block in found}
-    assert languages <= {"python", "sh", "", "{include}"}
+    assert languages <= {"python", "sh", "json", "text", "", "{include}"}
     assert len(re.findall("^ *```", text, re.MULTILINE)) == sum(
         2 if block["prints"] is None else 4 for block in found
     )
