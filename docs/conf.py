@@ -40,7 +40,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!tdm_jax\.).*")]
 nitpick_ignore = [("py:class", "tdm_jax.parsing.T")]
 # Attributes of one name in several classes: nothing is meant by their names alone.
 suppress_warnings = ["ref.python"]
-autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 napoleon_use_ivar, napoleon_attr_annotations = True, False  # signatures have the types
 napoleon_numpy_docstring = False

@@ -41,6 +41,8 @@ from tdm_jax.reduction.schedules import Schedule
 from tdm_jax.reduction.stages import StageReducer
 
 #: Each name's point, with its default settings.
+#:
+#: :meta hide-value:
 REDUCERS: dict[str, Reducer] = {
     "none": Reducer(),
     "tdm": TDM,
