@@ -46,7 +46,8 @@ def require(*packages: str) -> list[Any]:
       InputError: one is not installed.
     """
     try:
-        return [importlib.import_module(name) for name in packages]
+        with _quiet():
+            return [importlib.import_module(name) for name in packages]
     except ImportError as error:
         raise InputError(
             f"ONNX needs {', '.join(packages)}: {error}; expected pip install 'tdm_jax[onnx]'"
@@ -55,7 +56,7 @@ def require(*packages: str) -> list[Any]:
 
 def versions() -> dict[str, str]:
     """Of the packages that make an ONNX program."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {name: importlib.metadata.version(name) for name in ("jax2onnx", "onnx")}
 
 
 def convert(program: Program) -> Any:
@@ -67,8 +68,7 @@ def convert(program: Program) -> Any:
     Raises:
       InputError: the extra is not installed, or the converter cannot do what the model does.
     """
-    with _quiet():
-        (converter,) = require("jax2onnx")
+    (converter,) = require("jax2onnx")
     images = program.images()
     with pinned(REFERENCE):
         traced = jax.make_jaxpr(lambda images: program(program.weights, images))(images)
