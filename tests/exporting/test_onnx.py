@@ -58,6 +58,8 @@ def answers_in_onnx(model, variables, folder, x):
 @pytest.mark.usefixtures("extra")
 @pytest.mark.parametrize("name", ["none", *(name for name in METHODS if name not in RANDOM)])
 def test_every_method(name, tiny_model, tmp_path):
+    if name == "atc" and jax.__version_info__ >= (0, 11):
+        pytest.skip("jax2onnx 0.13 does not read the scan of jax 0.11")
     model, variables = tiny_model(name, **SETTINGS.get(name, {}))
     variables = jax.tree.map(jnp.asarray, variables)
     x = [images(1, model.image_size[0]), images(3, model.image_size[0])]
