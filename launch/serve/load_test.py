@@ -133,7 +133,7 @@ async def compare(session: aiohttp.ClientSession, url: str, images: list[bytes])
         if rate not in (*macs, AUTO):
             raise InputError(f"--keep_rates: expected {', '.join(macs)} or {AUTO}; got {rate}")
     loads: list[tuple[str, Any, float]]
-    loads = [(f"{n} clients", closed, int(n)) for n in FLAGS.concurrency]
+    loads = [(f"{n} at once", closed, int(n)) for n in FLAGS.concurrency]
     loads += [(f"{n} images/s", opened, float(n)) for n in FLAGS.arrivals]
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name, run, load in loads:

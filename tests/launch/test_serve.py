@@ -210,7 +210,7 @@ def test_the_load_test(server):
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split(" | ")[:2] for line in done.stdout.splitlines()[2:]] == [
-        ["| 2 clients", "1"], ["| 2 clients", "auto"],
+        ["| 2 at once", "1"], ["| 2 at once", "auto"],
         ["| 5 images/s", "1"], ["| 5 images/s", "auto"],
     ]  # fmt: skip
 
