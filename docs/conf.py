@@ -18,7 +18,7 @@ project = "tdm_jax"
 author = "the authors of tdm_jax"
 version = release = tdm_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
 highlight_language = "none"  # where a block names no other
 html_theme = "furo"
