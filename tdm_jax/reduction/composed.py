@@ -124,6 +124,7 @@ class Composed(StageReducer):
 
     @property
     def learned(self) -> bool:  # type: ignore[override]
+        """Whether a part of it has weights."""
         return self._learned_part is not None
 
     def warmed_up(self, share: float) -> Reducer:

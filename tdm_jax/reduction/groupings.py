@@ -123,6 +123,7 @@ class Bipartite(Grouping):
 
     @property
     def by_score(self) -> bool:  # type: ignore[override]
+        """Whether the score weighs in."""
         return self.score_power > 0
 
     def fewest(self, n: int) -> int:
