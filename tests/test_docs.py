@@ -53,6 +53,17 @@ def blocks(document: str, language: str) -> list[re.Match[str]]:
     return [block for block in found if block["language"] == language and not block["why"]]
 
 
+def commands(document: str) -> list[list[str]]:
+    """The commands that are to be run, each without `python -m`."""
+    found = []
+    for block in blocks(document, "sh"):
+        for line in block["code"].replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                assert words[:2] == ["python", "-m"], line
+                found.append(words[2:])
+    return found
+
+
 def code(document: str, containing: str) -> str:
     (found,) = [b["code"] for b in blocks(document, "python") if containing in b["code"]]
     return found
@@ -183,6 +194,7 @@ def test_a_block_of_code_is_run_unless_it_says_why_not(document):
     assert len(re.findall("^ *```", text, re.MULTILINE)) == sum(
         2 if block["prints"] is None else 4 for block in found
     )
+    assert all(commands(document))
     if elsewhere := PYTHON_ELSEWHERE.get(document):
         assert Path(document).name in (ROOT / elsewhere).read_text()
 
@@ -209,13 +221,9 @@ def test_the_python_of_a_document_runs_and_prints_what_it_says(document):
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "sh")])
 @pytest.mark.usefixtures("sandbox")
 def test_the_commands_of_a_document_run(document, monkeypatch):
-    for block in blocks(document, "sh"):
-        for line in block["code"].replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                python, dash_m, module, *arguments = words
-                assert (python, dash_m) == ("python", "-m")
-                monkeypatch.setattr(sys, "argv", [module, *arguments])  # settings are read there
-                run(importlib.import_module(module), *arguments)
+    for module, *arguments in commands(document):
+        monkeypatch.setattr(sys, "argv", [module, *arguments])  # settings are read there
+        run(importlib.import_module(module), *arguments)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
