@@ -46,6 +46,7 @@ def rows():
     return found
 
 
+@pytest.mark.slow
 def test_rows_come_with_their_baseline(rows):
     assert [(row.mode, row.method) for row in rows] == [
         ("forward", "none"),
@@ -127,6 +128,7 @@ def test_bad_input(wrong, message):
         benchmark([tiny()], **{"batch_sizes": [1], "timing": QUICK, **wrong})
 
 
+@pytest.mark.slow
 def test_the_command_writes_as_it_goes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "make_candidates", lambda **names: [tiny()])
     quick = ("--batch_sizes=1", "--modes=forward", "--rounds=2", "--min_seconds=0")

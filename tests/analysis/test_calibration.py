@@ -32,6 +32,7 @@ def model(reducer):
     return create_model("vit", reducer, num_classes=3, **SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ats", "avit"])
 def test_exact_on_its_data_where_all_tokens_fit(name, params):
     adaptive = model(REDUCERS[name])
@@ -62,6 +63,7 @@ def test_counts_are_the_quantile_of_what_the_images_need(name, params):
     assert slots(again) == tuple(int(each[-1]) for each in needed)
 
 
+@pytest.mark.slow
 def test_patch_slimming_keeps_the_class_token_near(params):
     whole = model(REDUCERS["psvit"])
     expected = whole.apply(params, IMAGES)

@@ -34,6 +34,7 @@ def test_rows_without_data_have_costs_and_no_accuracy():
     assert evit.top1_percent is evit.images_per_second is evit.verdict is None
 
 
+@pytest.mark.slow
 def test_rows_with_data_and_measurement(make):
     candidates = [make(), make("topk", 0.5), make("topk", 1.0)]
     evaluation = Evaluation({"name": "digits", "eval_batch_size": 256})

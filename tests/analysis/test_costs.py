@@ -218,6 +218,7 @@ def operand_shapes(line: str) -> list[list[int]]:
     return [[int(side) for side in shape.strip("x").split("x") if side] for shape in types]
 
 
+@pytest.mark.slow
 def test_activation_bytes_shrink_with_the_tokens_and_scale_with_the_depth():
     plain = create_model("vit", **tiny("none"))
     reduced = create_model("vit", "tdm", 0.3, **TINY)
@@ -238,6 +239,7 @@ def test_unknown_convention_is_refused():
         costs.count(SMALL, convention="torchprof")
 
 
+@pytest.mark.slow
 def test_a_model_keeps_its_reducer_unless_another_is_named():
     """Defect C: other settings dropped it, and "none" left it."""
     model = create_model(SMALL, "tdm", 0.7)

@@ -32,6 +32,7 @@ def test_intersection_over_union():
     assert mean_iou(np.array([[0, 1, 0, 1]]), labels, 5) == pytest.approx(100 / 3)
 
 
+@pytest.mark.slow
 def test_rows(candidate, tmp_path):
     for split, label, grey in (("train", "a", 40), ("train", "b", 200), ("val", "a", 60)):
         (tmp_path / split / label).mkdir(parents=True)
@@ -54,6 +55,7 @@ def test_rows(candidate, tmp_path):
     assert tome.patches_over_unreduced == pytest.approx(difference)
 
 
+@pytest.mark.slow
 def test_the_command(candidate, tmp_path, capsys):
     save_model(tmp_path / "tiny", describe(candidate.model), candidate.variables)
     own = (f"--models={tmp_path / 'tiny'}", "--data=digits", "--eval_batch_size=16")

@@ -97,6 +97,7 @@ def test_patch_tokens_that_leave_each_block_are_scored(tiny):
     np.testing.assert_allclose(scores[:, 2], [loop(np.asarray(z)) for z in last], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mean_over_a_data_set_counts_each_image_once(tiny):
     model, variables = tiny
     candidate = Candidate("tiny", "topk", 0.5, model, variables)
@@ -116,6 +117,7 @@ def test_mean_over_a_data_set_counts_each_image_once(tiny):
     assert found.dense_cosine[0] > found.dense_cosine[1] > found.dense_cosine[2] > 0.5
 
 
+@pytest.mark.slow
 def test_rows_have_the_unreduced_model_and_every_block(tiny):
     candidate = Candidate("tiny", "topk", 0.5, *tiny)
     evaluation = Evaluation({"name": "digits", "eval_batch_size": 200})
@@ -142,6 +144,7 @@ def test_rows_have_the_unreduced_model_and_every_block(tiny):
         diversity_rows([candidate], evaluation, block=3)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_a_plot(tiny, tmp_path, capsys):
     save_model(tmp_path / "tiny", describe(tiny[0]), tiny[1])
     commands.run(

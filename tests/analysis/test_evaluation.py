@@ -190,6 +190,7 @@ def rows_of(path):
     return json.loads(Path(path).read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_a_working_directory_has_its_data_reducer_and_layers(workdir, tmp_path, capsys):
     out = tmp_path / "rows.json"
     commands.run(evaluate, f"--checkpoint={workdir}", f"--output={out}")
@@ -221,6 +222,7 @@ def test_layers_of_a_run_are_for_methods_with_stages(workdir, tmp_path):
     assert evaluated["macs"] == compared["macs"]
 
 
+@pytest.mark.slow
 def test_the_comparison_calibrates(make, tmp_path):
     """Defect M: it could not."""
     path = save(make(), tmp_path / "model")

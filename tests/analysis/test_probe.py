@@ -101,6 +101,7 @@ def run(saved, tmp_path, *more):
     commands.run(command, *own, *more)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_classifier(saved, tmp_path, capsys):
     output = tmp_path / "classifier"
     run(saved, tmp_path, "--data=digits", f"--output={output}")

@@ -24,6 +24,7 @@ def test_every_schedule_fills_its_tile_within_the_limit():
         assert all((count + 1) % tile == 0 or count == 196 for count in reducer.schedule.counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "limit", "said"),
     [
@@ -40,6 +41,7 @@ def test_what_cannot_be_says_so(method, limit, said):
         schedules(DEIT.clone(reducer=reducer), int(limit))
 
 
+@pytest.mark.slow
 def test_the_fastest_comes_first_and_the_baseline_last():
     model = create_model(
         "vit",
@@ -68,6 +70,7 @@ def test_the_fastest_comes_first_and_the_baseline_last():
     assert said.startswith(f"fastest: make_reducer('topk', layers=(1,), counts={rows[0].counts}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sinkhorn", "sit", "patchmerger"])
 def test_weights_whose_shapes_follow_the_counts(method, tiny_model):
     """Defect F: one tree of weights was given to every schedule."""

@@ -78,6 +78,7 @@ def test_every_trial_meets_the_budget_closely(candidate, whole):
         assert describe_reducer(make_reducer(name, **settings)) == describe_reducer(trial.reducer)
 
 
+@pytest.mark.slow
 def test_halving_drops_the_worst_early_and_keeps_the_best(candidate, whole):
     grid = GRID | {"protected": tuple(np.linspace(0, 0.9, 10).round(2).tolist())}
     search = searching(candidate, 0.8 * whole, lambda trial: 1 - protected(trial))
@@ -89,6 +90,7 @@ def test_halving_drops_the_worst_early_and_keeps_the_best(candidate, whole):
     assert len({trial for trial, count in search.chosen.asked if count == 27}) >= 4
 
 
+@pytest.mark.slow
 def test_rows_are_the_finalists_published_methods_and_no_reduction(candidate, whole):
     search = searching(candidate, 0.8 * whole, protected)
     rows = search(GRID)
@@ -109,6 +111,7 @@ def test_an_ablation_moves_one_axis_at_a_time(candidate, whole):
     assert "protected=0.3" not in [row.description for row in moved]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.75, 0.9])
 def test_the_schedule_is_the_cheapest_sum_of_losses(candidate, whole, share):
     model, layers = candidate.model, (1, 2, 3)
@@ -163,6 +166,7 @@ def test_time_buys_multiply_adds(candidate, whole, monkeypatch, ratio):
     assert ratio - 0.06 < 0.1 + 0.9 * macs / whole <= ratio
 
 
+@pytest.mark.slow
 def test_no_budget_above_or_far_below_the_model(candidate, whole):
     with pytest.raises(InputError, match="expected a budget below the"):
         searching(candidate, whole, protected)(GRID)

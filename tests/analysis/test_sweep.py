@@ -70,6 +70,7 @@ def trained(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_off_the_shelf(candidates, tmp_path):
     rows = sweep(candidates, DIGITS, tmp_path, timing=Timing(2, 0.0, 1), batch_size=1)
     assert [(row.method, row.keep_rate) for row in rows] == [
@@ -82,6 +83,7 @@ def test_off_the_shelf(candidates, tmp_path):
     assert len(list((tmp_path / "points").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_each_point_is_trained_from_the_checkpoint(candidates, config, trained, tmp_path):
     rows = sweep(candidates, DIGITS, tmp_path, config=config, seeds=(0, 4))
     methods = [config.reducer.to_dict() for config, _ in trained]
@@ -103,6 +105,7 @@ def test_each_point_is_trained_from_the_checkpoint(candidates, config, trained, 
     assert tuned[1].over_unreduced == pytest.approx(tuned[1].top1_percent - tuned[0].top1_percent)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(candidates, config, trained, tmp_path, monkeypatch):
     real, left = Evaluation.__call__, [2]
 
@@ -203,6 +206,7 @@ def test_a_checkpoint_that_was_trained_again_is_swept_again(candidates, saved, t
     save_model(saved, describe(model), variables, overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_plots(saved, tmp_path, capsys):
     arguments = (f"--models={saved}", "--methods=topk", "--keep_rates=0.5", "--layers=1")
     quick = ("--measure", "--rounds=1", "--batch_size=1", "--eval_batch_size=200")

@@ -122,6 +122,7 @@ def dot(x, y):
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), x, y)))
 
 
+@pytest.mark.slow
 def test_forward_mode_goes_through_a_model(reduced):
     loss, variables = reduced
     image = draw(16, 16, 3)
@@ -142,6 +143,7 @@ def test_forward_mode_goes_through_a_model(reduced):
     np.testing.assert_allclose(by_columns, by_rows, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_for_each_image_and_second_derivatives_of_a_model(reduced):
     loss, variables = reduced
     images, tangent = draw(2, 16, 16, 3), draw(16, 16, 3, seed=1)

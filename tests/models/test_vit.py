@@ -86,6 +86,7 @@ def test_logits_are_float32_in_either_compute_type(variables):
     assert not np.array_equal(rounded, exact)
 
 
+@pytest.mark.slow
 def test_distilled_averages_its_heads_and_trains_them_apart():
     model = tiny("tdm", 0.5, distilled=True)
     variables = init(model)

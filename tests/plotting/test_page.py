@@ -71,6 +71,7 @@ def browser(request, page):
     browser.close()
 
 
+@pytest.mark.slow
 def test_the_explorer_has_every_image_method_rate_and_stage(document):
     assert document["grid"] == [4, 4]
     assert len(document["images"]) == 3
@@ -229,6 +230,7 @@ def test_bad_input(names, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_makes_rows_or_reads_them(tmp_path):
     """With every model compiled once: see test_evaluation."""
     model = create_model("vit", **SIZES, image_size=28, in_channels=1)
@@ -251,6 +253,7 @@ def test_the_command_makes_rows_or_reads_them(tmp_path):
         commands.run(report, *arguments, f"--rows={tmp_path / 'rows.json'}")
 
 
+@pytest.mark.slow
 def test_photographs_and_a_model_without_a_head_have_a_page(tmp_path):
     sizes = {**SIZES, "num_classes": 0, "image_size": 28, "in_channels": 1}
     model = create_model("vit", **sizes)

@@ -70,6 +70,7 @@ def picture(width, height, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_figures(tmp_path, checkpoint, photos, capsys):
     output = tmp_path / "out"
     arguments = [f"--checkpoint={checkpoint}", f"--images={photos}", f"--output={output}"]

@@ -400,6 +400,7 @@ def test_sizes_count_the_patches_that_the_source_map_assigns(row, network):
     assert (info.assign < 0).any() if row.drops else (info.size.sum(1) == PATCHES).all()
 
 
+@pytest.mark.slow
 @once_for_each_method
 def test_gradients_reach_the_patch_embedding(network):
     gradient, _ = network.in_bfloat16

@@ -313,6 +313,7 @@ def program(model):
     return str(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "names"),
     [

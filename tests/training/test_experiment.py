@@ -74,6 +74,7 @@ def checkpoint(tmp_path):
     return tmp_path, variables
 
 
+@pytest.mark.slow
 def test_a_working_directory_teaches_as_the_method_wants_it(checkpoint):
     path, variables = checkpoint
     assert load_teacher(settings_of()) == (None, None)

@@ -298,6 +298,7 @@ def test_another_run_is_not_continued(finished):
         train_and_evaluate(tiny_config(**{"optim.weight_decay": 0.1}), workdir)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_checkpoint_of_the_same_model_only(finished, tmp_path):
     workdir, result = finished
     config = tiny_config(

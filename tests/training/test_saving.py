@@ -51,6 +51,7 @@ def test_states_keep_the_names_that_they_have_on_disk(tmp_path, old):
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_gives_the_method_back_that_it_trains(tmp_path, finished):
     """From its last checkpoint as long as it goes on, then from what it leaves."""

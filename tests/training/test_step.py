@@ -90,6 +90,7 @@ def one_device():
     return run(make_recipe(), mesh_of(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_the_number_of_devices_does_not_matter(fsdp, one_device, monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
@@ -102,6 +103,7 @@ def test_the_number_of_devices_does_not_matter(fsdp, one_device, monkeypatch):
         assert leaf.addressable_shards[0].data.shape == (32, 128 // fsdp)
 
 
+@pytest.mark.slow
 def test_a_step_follows_the_seed_and_its_number():
     recipe = make_recipe(make_model(depth=1, drop_path=0.2))
     state = init_state(recipe, random_variables(recipe.model))

@@ -101,6 +101,7 @@ def test_head_reads_the_mean_of_the_patches(start):
     )
 
 
+@pytest.mark.slow
 def test_merged_patches_come_back_with_the_change_of_their_token(start):
     reducer = make_reducer("evovit+tdm", keep_rate=0.5, layers=(2, 4))
     stage = reducer.before_block(start, context(2))
@@ -117,6 +118,7 @@ def test_merged_patches_come_back_with_the_change_of_their_token(start):
             np.testing.assert_allclose(back.tokens[b, patch], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_keep_rate_1_only_changes_the_head():
     sizes = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 3, "num_heads": 2}
     plain = create_model("vit", num_classes=3, **sizes)

@@ -26,6 +26,7 @@ class Hidden(Reducer):
         return jnp.broadcast_to(jnp.array(seen), state.sequence().shape[:2])
 
 
+@pytest.mark.slow
 def test_equals_hiding_the_others_from_each_attention():
     images = jax.random.normal(jax.random.key(0), (2, 24, 16, 3))
     slim = create_model("vit", PSViT(sets=SETS), num_classes=3, **SIZES)

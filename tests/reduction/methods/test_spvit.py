@@ -78,6 +78,7 @@ def reference_stage(tokens, packages, kept, weights, gate):
     return np.concatenate([tokens[best], tokens[own:], package[None]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [False, True])
 def test_two_stages_equal_the_reference(gate):
     reducer, weights = REDUCERS[gate], weights_of(REDUCERS[gate])
@@ -118,6 +119,7 @@ def test_a_training_stage_packs_what_it_drops():
     np.testing.assert_allclose(second.carry["excess"][:, 1], share - 4 / 12, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masking_in_training_is_packing_at_inference(monkeypatch):
     def highest(key, odds):
         kept = next(counts)
