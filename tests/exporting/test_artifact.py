@@ -140,16 +140,21 @@ def test_every_family(family, dtype):
     np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == "float32" else 2e-2)
 
 
-def test_decoded_images_of_any_size(tmp_path):
-    model, variables = random_model(layers=(1,), keep_rate=0.5)
-    export_model(tmp_path / "out", model, variables, Options(preprocessing=True))
-    exported = load_exported(tmp_path / "out")
+def takes_decoded_images(folder, model, variables, options):
+    """An export answers to decoded images of any size as to prepared ones."""
+    export_model(folder, model, variables, options)
+    exported = load_exported(folder)
     assert exported.manifest["input"] == {"shape": ["b", "h", "w", "3"], "dtype": "uint8"}
     preprocess = tdm_jax.preprocess(model)
     for height, width in ((40, 31), (25, 90)):
         pixels = np.random.default_rng(2).integers(0, 256, (2, height, width, 3), np.uint8)
         expected = answers_of(model, variables, preprocess(pixels))
         np.testing.assert_allclose(exported(pixels), expected, atol=0.05)
+
+
+def test_decoded_images_of_any_size(tmp_path):
+    model, variables = random_model(layers=(1,), keep_rate=0.5)
+    takes_decoded_images(tmp_path / "out", model, variables, Options(preprocessing=True))
     plain = model.clone(preprocessing=None)
     with pytest.raises(InputError, match="does not say how its images are prepared"):
         export_model(tmp_path / "other", plain, variables, Options(preprocessing=True))

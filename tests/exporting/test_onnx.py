@@ -29,6 +29,7 @@ from tests.exporting.test_artifact import (
     answers_of,
     images,
     random_model,
+    takes_decoded_images,
     what_the_document_shows,
 )
 
@@ -133,14 +134,8 @@ def test_the_command(tmp_path, tiny_model, capsys):
 @pytest.mark.usefixtures("extra")
 def test_decoded_images_of_any_size(tmp_path):
     model, variables = random_model(layers=(1,), keep_rate=0.5)
-    export_model(tmp_path / "out", model, variables, Options(("onnx",), preprocessing=True))
-    exported = load_exported(tmp_path / "out")
-    assert exported.manifest["input"] == {"shape": ["b", "h", "w", "3"], "dtype": "uint8"}
-    preprocess = tdm_jax.preprocess(model)
-    for height, width in ((40, 31), (25, 90)):
-        pixels = np.random.default_rng(2).integers(0, 256, (2, height, width, 3), np.uint8)
-        expected = answers_of(model, variables, preprocess(pixels))
-        np.testing.assert_allclose(exported(pixels), expected, atol=0.05)
+    options = Options(("onnx",), preprocessing=True)
+    takes_decoded_images(tmp_path / "out", model, variables, options)
 
 
 @pytest.mark.usefixtures("extra")
