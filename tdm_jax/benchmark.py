@@ -6,6 +6,9 @@ r"""Measures latency, throughput, memory and compile time: `python -m tdm_jax.be
     TPU       --batch_sizes=1,4,16,64,256,1024 --dtypes=float32,bfloat16 --output=benchmark
     ONNX  python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
               --modes=onnx --dtypes=float32 --batch_sizes=1,16 --output=benchmark
+    others    python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm \
+              --modes=forward --dtypes=float32 --batch_sizes=1,16 \
+              --peers=torch,torch_compile,onnxruntime,openvino --peers_python=peers/bin/python
 
 What is measured `tdm_jax.analysis.benchmark` says. `--advise=3.0` measures something else: which
 token counts are fastest at no more than 3.0 GFLOPs an image (multiply-adds, as tables count them);
@@ -14,13 +17,14 @@ see `tdm_jax.analysis.schedule_search`.
 
 from absl import flags
 
-from tdm_jax.analysis import environment, results, schedule_search
+from tdm_jax.analysis import environment, peers, results, schedule_search
 from tdm_jax.analysis.benchmark import COMPILE, MODES, TABLE, benchmark
 from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.analysis.results import Result
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
+from tdm_jax.errors import InputError
 from tdm_jax.exporting import onnx
 from tdm_jax.exporting.stablehlo import Options
 from tdm_jax.training.experiment import DTYPES
@@ -40,6 +44,9 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "advise", None, "Look for the fastest schedule of at most so many GFLOPs instead.", 0.0
     )
+    text = f"Other runtimes to measure beside the unreduced models: {', '.join(peers.PEERS)}."
+    flags.DEFINE_list("peers", [], text)
+    flags.DEFINE_string("peers_python", None, "Python of an environment that has them, and timm.")
     shared.define_output("benchmark.md (advice.md), .csv and .json")
 
 
@@ -53,6 +60,8 @@ def main() -> None:
     about = environment.describe() | {"rounds": FLAGS.rounds, "started": environment.now()}
     remark, rows = environment.line(about), []
     advises = FLAGS.advise is not None
+    if advises and FLAGS.peers:
+        raise InputError("--peers: expected none with --advise, which measures our programs alone")
     name, table = ("advice", schedule_search.TABLE) if advises else ("benchmark", TABLE)
 
     def done(new: list[Result]) -> None:
@@ -78,7 +87,12 @@ def main() -> None:
         schedule_search.advise(candidates, round(FLAGS.advise * 1e9), **settings)
     else:
         compilers = COMPILE | {"onnx": onnx.compile_forward}
-        benchmark(candidates, modes=FLAGS.modes, compilers=compilers, **settings)
+        models = {one.name: one.unreduced().model for one in candidates}
+        with peers.started(FLAGS.peers, FLAGS.peers_python, list(models.values())) as beside:
+            versions = {k: v for peer in beside for k, v in peer.versions.items()}
+            about |= versions
+            remark += "".join(f", {package} {version}" for package, version in versions.items())
+            benchmark(candidates, modes=FLAGS.modes, compilers=compilers, peers=beside, **settings)
     print(f"{results.markdown(rows, table)}\n{remark}")
 
 

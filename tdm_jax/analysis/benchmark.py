@@ -3,7 +3,8 @@
 One device, noise for images. For each batch size, type and mode (forward pass; training step with
 augmentation, gradient and AdamW) all candidates take turns, the unreduced model among them. Beside
 each method runs its twin with the same token counts, chosen for free (`reduction.sliced`): the
-share of the time that the twin saves is the share of the reduction. FLOP/s count two operations a
+share of the time that the twin saves is the share of the reduction. Other runtimes (`peers`) take
+their turns with the unreduced model. FLOP/s count two operations a
 multiply-add of the model's products and convolutions, three times that for a training step.
 """
 
@@ -17,7 +18,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tdm_jax.analysis import costs
-from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.candidate import BASELINE, Candidate, with_baselines
+from tdm_jax.analysis.peers import Peer, PeerProgram, verdict
 from tdm_jax.analysis.results import Column, Result, significant
 from tdm_jax.analysis.timing import (
     Measurement,
@@ -113,6 +115,7 @@ def benchmark(
     dtypes: Sequence[str] = tuple(DTYPES),
     timing: Timing,
     compilers: Mapping[str, Compile] = COMPILE,
+    peers: Sequence[Peer] = (),
     done: Callable[[list[Result]], None] = lambda rows: None,
 ) -> list[Result]:
     """Measures candidates over batch sizes, modes and types.
@@ -124,14 +127,16 @@ def benchmark(
       dtypes: of `experiment.DTYPES`.
       timing: how long.
       compilers: what makes each mode's program of a model, its variables and a batch size.
+      peers: runtimes that are ready for the unreduced models; beside a training step they train,
+        beside any other program they run forward.
       done: is given the rows of each group of candidates as soon as it is measured.
 
     Returns:
-      One row for each candidate, mode, type and batch size; one that does not fit into memory has
-      the verdict `OUT_OF_MEMORY` instead of numbers.
+      One row for each candidate and peer, mode, type and batch size; one that does not fit into
+      memory has the verdict `OUT_OF_MEMORY` instead of numbers, and a peer's says what it lacks.
 
     Raises:
-      InputError: a mode, type or batch size cannot be.
+      InputError: a mode, type or batch size cannot be, or a peer failed.
     """
     for kind, names, known in (("mode", modes, compilers), ("dtype", dtypes, DTYPES)):
         for name in names:
@@ -143,7 +148,7 @@ def benchmark(
     for _, group in itertools.groupby(with_baselines(candidates), key=lambda one: one.name):
         members = [replace(one, variables=one.any_variables()) for one in group]
         for dtype, mode, batch_size in itertools.product(dtypes, modes, batch_sizes):
-            new = _group(members, mode, compilers[mode], dtype, batch_size, timing)
+            new = _group(members, mode, compilers[mode], dtype, batch_size, timing, peers)
             done(new)
             rows += new
     return rows
@@ -156,8 +161,9 @@ def _group(
     dtype: str,
     batch_size: int,
     timing: Timing,
+    peers: Sequence[Peer],
 ) -> list[Result]:
-    """Candidates of one transformer and their twins, measured in turns."""
+    """Candidates of one transformer, their twins and other runtimes, measured in turns."""
     programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
     for index, candidate in enumerate(members):
         runs = {False: candidate}
@@ -169,17 +175,33 @@ def _group(
             if program is not None:
                 programs[index, is_twin] = program
     measured: dict[tuple[int, bool], Measurement] = {}
+    beside: list[tuple[Peer, PeerProgram | str, Measurement | None]] = []
     # Without its baseline a speed says nothing.
     if (0, False) in programs:
-        measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
+        what = TRAIN if mode == TRAIN else FORWARD
+        asked = [peer.program(members[0].model, what, dtype, batch_size) for peer in peers]
+        others = [program for program in asked if not isinstance(program, str)]
+        every = measure([*programs.values(), *others], timing)
+        measured = dict(zip(programs, every, strict=False))
+        theirs = iter(every[len(programs) :])
+        beside = [
+            (peer, program, None if isinstance(program, str) else next(theirs))
+            for peer, program in zip(peers, asked, strict=True)
+        ]
+    about = {"mode": mode, "dtype": dtype, "batch_size": batch_size}
     rows = []
     for index, candidate in enumerate(members):
         own, twin = measured.get((index, False)), measured.get((index, True))
         values = {"verdict": OUT_OF_MEMORY}
         if own is not None:
             values = _values(candidate, mode, programs[index, False], own, twin)
-        values |= {"mode": mode, "dtype": dtype, "batch_size": batch_size}
-        rows.append(Result(**candidate.row, **values))
+        rows.append(Result(**candidate.row, **values, **about))
+    for peer, program, own in beside:
+        method = f"{BASELINE} ({peer.label})"
+        values = {"verdict": program}
+        if own is not None:
+            values = _values(members[0], mode, program, own, None) | {"verdict": verdict(own)}
+        rows.append(Result(model=members[0].name, method=method, **values, **about))
     return rows
 
 
@@ -201,7 +223,11 @@ def _fitting(
 
 
 def _values(
-    candidate: Candidate, mode: str, program: Program, own: Measurement, twin: Measurement | None
+    candidate: Candidate,
+    mode: str,
+    program: Program | PeerProgram,
+    own: Measurement,
+    twin: Measurement | None,
 ) -> dict[str, Any]:
     operations = 2 * costs.count(candidate.model, convention="matmul").macs
     operations *= 3 if mode == TRAIN else 1

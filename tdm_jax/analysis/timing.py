@@ -9,7 +9,7 @@ the machine down for a while slows down both sides of each quotient.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,15 @@ class Timing:
                 "a measurement needs rounds >= 1, warmup >= 1 and min_seconds >= 0; got "
                 f"rounds={self.rounds}, warmup={self.warmup}, min_seconds={self.min_seconds}"
             )
+
+
+class Timed(Protocol):
+    """What can be measured: so many images per call, and the mean time of one of some calls."""
+
+    @property
+    def images(self) -> int: ...
+
+    def seconds(self, repeats: int) -> float: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +171,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def measure(
-    programs: Sequence[Program], timing: Timing = Timing(), *, baseline: int = 0
+    programs: Sequence[Timed], timing: Timing = Timing(), *, baseline: int = 0
 ) -> tuple[Measurement, ...]:
     """Times programs that take turns.
 
