@@ -207,27 +207,28 @@ def _noise(job: Job) -> Any:
     return np.random.default_rng(0).standard_normal(job.shape, np.float32)
 
 
-def _versions(name: str, device: str, models: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Of a runtime's packages, which can make these models on this device."""
-    runtime = RUNTIMES[name]
-    if device not in runtime.devices:
-        raise RuntimeError(f"expected a CPU; got {device}")
-    modules = {package: importlib.import_module(package) for package in runtime.packages}
-    if device == "cuda" and not modules["torch"].cuda.is_available():
+def check(device: str, models: Sequence[dict[str, Any]]) -> None:
+    """Raises an error if PyTorch has no such device, or timm no such models."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("this PyTorch sees no GPU, and JAX computes on one")
-    for model in models:
-        with modules["torch"].device("meta"):  # without weights
+    with torch.device("meta"):  # without weights
+        for model in models:
             _timm(model)
-    return {package: module.__version__ for package, module in modules.items()}
 
 
 class Worker:
     """Answers questions, with one program at a time."""
 
     def __init__(self, runtime: str, device: str, threads: int, models: list[dict]) -> None:
-        """Imports what the runtime needs."""
-        self.versions = _versions(runtime, device, models)
+        """Imports what the runtime needs; an error says what is missing."""
         self._runtime, self._device, self._threads = RUNTIMES[runtime], device, threads
+        if device not in self._runtime.devices:
+            raise RuntimeError(f"expected a CPU; got {device}")
+        modules = map(importlib.import_module, self._runtime.packages)
+        self.versions = {one.__name__: one.__version__.partition("-")[0] for one in modules}
+        check(device, models)
         self._call: Call | None = None
 
     def make(self, model: dict[str, Any], mode: str, dtype: str, batch_size: int) -> dict[str, Any]:

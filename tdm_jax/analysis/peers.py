@@ -103,7 +103,10 @@ class Peer:
             self._said.seek(0)
             last = self._said.read().strip().rpartition("\n")[2][:200]
             raise InputError(f"{self.label}: its process ended with code {code}: {last}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"--peers_python: expected a Python; it said {line!r}") from error
         if "error" in answer:
             raise InputError(f"{self.label}: {answer['error']}")
         return answer
