@@ -39,5 +39,5 @@ docs:
 	@echo docs/_build/index.html
 
 clean:
-	rm -rf .venv .venv-extras build docs/_build docs/api docs/jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-extras .venv-peers build docs/_build docs/api docs/jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find tdm_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

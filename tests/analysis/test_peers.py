@@ -114,9 +114,11 @@ def test_a_failure_ends_every_process(stub, model, batch_size, message):
         program.seconds(2)
 
     names = ["torch", "onnxruntime"]
-    with peers.started(names, sys.executable, [model]) as running:
-        with pytest.raises(InputError, match=f"^{message}$"):
-            fail(running)
+    with (
+        pytest.raises(InputError, match=f"^{message}$"),
+        peers.started(names, sys.executable, [model]) as running,
+    ):
+        fail(running)
     assert [peer._process.poll() for peer in running] == [0 if batch_size == 4 else 7, 0]
 
 
