@@ -6,8 +6,8 @@ r"""Measures latency, throughput, memory and compile time: `python -m tdm_jax.be
     TPU       --batch_sizes=1,4,16,64,256,1024 --dtypes=float32,bfloat16 --output=benchmark
     ONNX  python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
               --modes=onnx --dtypes=float32 --batch_sizes=1,16 --output=benchmark
-    others    python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm \
-              --modes=forward --dtypes=float32 --batch_sizes=1,16 \
+    PEERS python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
+              --modes=forward --dtypes=float32 --batch_sizes=1,16 --output=benchmark \
               --peers=torch,torch_compile,onnxruntime,openvino --peers_python=peers/bin/python
 
 What is measured `tdm_jax.analysis.benchmark` says. `--advise=3.0` measures something else: which

@@ -3,9 +3,9 @@
 One device, noise for images. For each batch size, type and mode (forward pass; training step with
 augmentation, gradient and AdamW) all candidates take turns, the unreduced model among them. Beside
 each method runs its twin with the same token counts, chosen for free (`reduction.sliced`): the
-share of the time that the twin saves is the share of the reduction. Other runtimes (`peers`) take
-their turns with the unreduced model. FLOP/s count two operations a
-multiply-add of the model's products and convolutions, three times that for a training step.
+share of the time that the twin saves is the share of the reduction. The unreduced model may take
+its turns in other runtimes too (`peers`). FLOP/s count two operations a multiply-add of the model's
+products and convolutions, three times that for a training step.
 """
 
 import itertools
@@ -164,7 +164,8 @@ def _group(
     peers: Sequence[Peer],
 ) -> list[Result]:
     """Candidates of one transformer, their twins and other runtimes, measured in turns."""
-    programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
+    # By candidate, and whether it is the twin; those of other runtimes by what the table says.
+    programs: dict[tuple[int, bool] | str, Program | PeerProgram] = {}
     for index, candidate in enumerate(members):
         runs = {False: candidate}
         if not candidate.is_baseline:
@@ -174,20 +175,16 @@ def _group(
             program = _fitting(compile_program, model, run.variables, batch_size)
             if program is not None:
                 programs[index, is_twin] = program
-    measured: dict[tuple[int, bool], Measurement] = {}
-    beside: list[tuple[Peer, PeerProgram | str, Measurement | None]] = []
+    others: dict[str, PeerProgram | str] = {}
+    measured: dict[tuple[int, bool] | str, Measurement] = {}
     # Without its baseline a speed says nothing.
     if (0, False) in programs:
         what = TRAIN if mode == TRAIN else FORWARD
-        asked = [peer.program(members[0].model, what, dtype, batch_size) for peer in peers]
-        others = [program for program in asked if not isinstance(program, str)]
-        every = measure([*programs.values(), *others], timing)
-        measured = dict(zip(programs, every, strict=False))
-        theirs = iter(every[len(programs) :])
-        beside = [
-            (peer, program, None if isinstance(program, str) else next(theirs))
-            for peer, program in zip(peers, asked, strict=True)
-        ]
+        for peer in peers:
+            made = peer.program(members[0].model, what, dtype, batch_size)
+            others[f"{BASELINE} ({peer.label})"] = made
+        programs |= {key: one for key, one in others.items() if not isinstance(one, str)}
+        measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
     about = {"mode": mode, "dtype": dtype, "batch_size": batch_size}
     rows = []
     for index, candidate in enumerate(members):
@@ -196,11 +193,11 @@ def _group(
         if own is not None:
             values = _values(candidate, mode, programs[index, False], own, twin)
         rows.append(Result(**candidate.row, **values, **about))
-    for peer, program, own in beside:
-        method = f"{BASELINE} ({peer.label})"
-        values = {"verdict": program}
-        if own is not None:
-            values = _values(members[0], mode, program, own, None) | {"verdict": verdict(own)}
+    for method, other in others.items():
+        values = {"verdict": other}
+        if not isinstance(other, str):
+            own = measured[method]
+            values = _values(members[0], mode, other, own, None) | {"verdict": verdict(own)}
         rows.append(Result(model=members[0].name, method=method, **values, **about))
     return rows
 
