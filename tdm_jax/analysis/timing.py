@@ -9,7 +9,7 @@ the machine down for a while slows down both sides of each quotient.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Timing:
             )
 
 
+@runtime_checkable
 class Timed(Protocol):
     """What can be measured: so many images per call, and the mean time of one of some calls."""
 
