@@ -185,7 +185,7 @@ def _group(
             others[f"{BASELINE} ({peer.label})"] = made
         programs |= {key: one for key, one in others.items() if not isinstance(one, str)}
         measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
-    about = {"mode": mode, "dtype": dtype, "batch_size": batch_size}
+    about: dict[str, Any] = {"mode": mode, "dtype": dtype, "batch_size": batch_size}
     rows = []
     for index, candidate in enumerate(members):
         own, twin = measured.get((index, False)), measured.get((index, True))

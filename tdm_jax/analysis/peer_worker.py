@@ -97,9 +97,9 @@ def _forward(job: Job, model: Any, run: Any) -> Call:
     model.eval().to(dtype)
     images = torch.randn(job.shape, device=job.device).to(dtype)
 
-    @torch.inference_mode()
     def call() -> object:
-        return run(images)
+        with torch.inference_mode():
+            return run(images)
 
     return call
 
