@@ -189,7 +189,7 @@ def _group(
     rows = []
     for index, candidate in enumerate(members):
         own, twin = measured.get((index, False)), measured.get((index, True))
-        values = {"verdict": OUT_OF_MEMORY}
+        values: dict[str, Any] = {"verdict": OUT_OF_MEMORY}
         if own is not None:
             values = _values(candidate, mode, programs[index, False], own, twin)
         rows.append(Result(**candidate.row, **values, **about))
