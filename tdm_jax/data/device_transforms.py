@@ -5,6 +5,7 @@ rows on every device, it compiles without communication, and gives the same numb
 of devices.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -100,31 +101,35 @@ def random_erasing(
       images: normalised.
       prob: share of the images that are erased.
     """
-    keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda key, image: _erase(key, image, prob))(keys, images)
+    box_key, noise_key = jax.random.split(key)
+    # Few draws: each is a loop of its own to compile (docs/measurements.md, "Compiling").
+    uniform = jax.random.uniform(box_key, (images.shape[0], 2 * _ERASING_ATTEMPTS + 3))
+    noise = jax.random.normal(noise_key, images.shape, images.dtype)
+    return jax.vmap(functools.partial(_erase, prob=prob))(uniform, noise, images)
 
 
 def _erase(
-    key: Key[Array, ""], image: Float[Array, "h w ch"], prob: float
+    uniform: Float[Array, " u"],
+    noise: Float[Array, "h w ch"],
+    image: Float[Array, "h w ch"],
+    prob: float,
 ) -> Float[Array, "h w ch"]:
     height, width, _ = image.shape
-    area_key, aspect_key, place_key, chance_key, noise_key = jax.random.split(key, 5)
-    attempts = (_ERASING_ATTEMPTS,)
+    n = _ERASING_ATTEMPTS
     low, high = _ERASING_AREA
-    area = jax.random.uniform(area_key, attempts, minval=low, maxval=high) * (height * width)
+    area = (low + (high - low) * uniform[:n]) * (height * width)
     low, high = (math.log(ratio) for ratio in _ERASING_ASPECT)
-    aspect = jnp.exp(jax.random.uniform(aspect_key, attempts, minval=low, maxval=high))
+    aspect = jnp.exp(low + (high - low) * uniform[n : 2 * n])
     rows, columns = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
     fits = (rows < height) & (columns < width)
     # The first that fits, as a one-hot weight: an index would gather across devices.
     first = fits & (jnp.cumsum(fits) == 1)
     box_h, box_w = jnp.sum(first * rows), jnp.sum(first * columns)
-    u, v = jax.random.uniform(place_key, (2,))
+    u, v, chance = uniform[2 * n :]
     top = jnp.floor(u * (height - box_h + 1))
     left = jnp.floor(v * (width - box_w + 1))
-    chosen = jax.random.uniform(chance_key) < prob
+    chosen = chance < prob
     inside = _box(height, width, top, top + box_h, left, left + box_w) & chosen
-    noise = jax.random.normal(noise_key, image.shape, image.dtype)
     return jnp.where(inside[..., None], noise, image)
 
 
@@ -165,30 +170,50 @@ def mix_pairs(
             f"mixup and cutmix need an even batch, got {images.shape[0]} images; "
             "set mixup and cutmix to 0, or change the batch size"
         )
-    key, chance_key = jax.random.split(key)
-    weight = _mix_weight(key, images.shape[1:3], mixup, cutmix, switch)
-    weight = jnp.where(jax.random.uniform(chance_key) < prob, weight, 1.0)
+    chance, *uniform = jax.random.uniform(key, (8,))
+    weight = _mix_weight(uniform, images.shape[1:3], mixup, cutmix, switch)
+    weight = jnp.where(chance < prob, weight, 1.0)
     share = jnp.mean(weight)
     mixed = images * weight[..., None] + _partner(images) * (1 - weight[..., None])
     return mixed.astype(images.dtype), targets * share + _partner(targets) * (1 - share)
 
 
 def _mix_weight(
-    key: Key[Array, ""], size: tuple[int, ...], mixup: float, cutmix: float, switch: float
+    uniform: Sequence[Float[Array, ""]],
+    size: tuple[int, ...],
+    mixup: float,
+    cutmix: float,
+    switch: float,
 ) -> Float[Array, "h w"]:
     """Weight of the image itself at each pixel: λ everywhere, or 0 inside a box and 1 outside."""
-    mix_key, cut_key, place_key, switch_key = jax.random.split(key, 4)
     height, width = size
+    which, row, column, *rest = uniform
     if mixup:
-        blend = jnp.full(size, jax.random.beta(mix_key, mixup, mixup))
+        blend = jnp.full(size, symmetric_beta(*rest[:2], mixup))
     if cutmix:
-        side = jnp.sqrt(1 - jax.random.beta(cut_key, cutmix, cutmix))
+        side = jnp.sqrt(1 - symmetric_beta(*rest[2:], cutmix))
         half_h, half_w = jnp.floor(height * side) // 2, jnp.floor(width * side) // 2
-        u, v = jnp.floor(jax.random.uniform(place_key, (2,)) * jnp.asarray(size))
+        u, v = jnp.floor(row * height), jnp.floor(column * width)
         cut = 1.0 - _box(height, width, u - half_h, u + half_h, v - half_w, v + half_w)
     if mixup and cutmix:
-        return jnp.where(jax.random.uniform(switch_key) < switch, cut, blend)
+        return jnp.where(which < switch, cut, blend)
     return blend if mixup else cut
+
+
+def symmetric_beta(
+    u: Float[Array, "..."], v: Float[Array, "..."], alpha: float
+) -> Float[Array, "..."]:
+    """A draw from Beta(alpha, alpha) made of two uniform ones in [0, 1).
+
+    `(1 + t / sqrt(2 alpha + t^2)) / 2` of Student's t with 2 alpha degrees of freedom, which is
+    `sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v)` (Bailey, Math. Comp. 62, 1994).
+    `jax.random.beta` draws until it accepts, in loops that took as long to compile for a CPU as all
+    else in a training step (docs/measurements.md, "Compiling").
+    """
+    radius = u ** (1 / alpha)
+    side = (1 - radius) * jnp.cos(2 * jnp.pi * v) ** 2
+    away = jnp.sqrt(side / (radius + side))
+    return 0.5 + 0.5 * jnp.where((v > 0.25) & (v < 0.75), -away, away)
 
 
 def _partner(rows: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

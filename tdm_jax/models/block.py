@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from tdm_jax.models.attention import Attention, AttentionView
 from tdm_jax.models.layers import LayerNorm, LayerScale, Mlp
@@ -36,10 +36,21 @@ class Block(nn.Module):
 
     spec: BlockSpec
     reducer: Reducer
-    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, state: TokenState, context: BlockContext) -> TokenState:
+    def __call__(
+        self,
+        state: TokenState,
+        context: BlockContext,
+        branches: Float[Array, "2 b"] | None = None,
+    ) -> TokenState:
+        """The tokens behind the block.
+
+        Args:
+          state: the tokens before it.
+          context: where it stands.
+          branches: factor of each image's attention and MLP, as drop path draws it; None for 1.
+        """
         spec, prefix = self.spec, state.prefix.shape[1]
 
         def norm(name: str) -> LayerNorm:
@@ -48,10 +59,10 @@ class Block(nn.Module):
         def scaled(y: Array, name: str) -> Array:
             return LayerScale(name=name)(y) if spec.layer_scale else y
 
-        def residual(x: Array, y: Array) -> Array:
-            # Drop path: the whole branch of an image at once.
-            drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
-            return x + drop(y, deterministic=not context.train)
+        def residual(x: Array, y: Array, branch: int) -> Array:
+            if branches is None:
+                return x + y
+            return x + y * branches[branch].astype(y.dtype)[:, None, None]
 
         norm1 = norm("norm1")
         attention = Attention(spec.num_heads, prefix, spec.qkv_bias, spec.dtype, name="attn")
@@ -73,7 +84,7 @@ class Block(nn.Module):
         x = state.sequence()
         y, view = attend(state, x)
         context = context.replace(attention=view)
-        x = residual(x, scaled(y, "ls1"))
+        x = residual(x, scaled(y, "ls1"), 0)
         state = self.reducer.after_attention(state.with_sequence(x), context)
         x = state.sequence()
         mlp = Mlp(
@@ -86,4 +97,4 @@ class Block(nn.Module):
         )
         y = scaled(mlp(norm("norm2")(x)), "ls2")
         context = context.replace(update=y[:, prefix:])
-        return self.reducer.after_block(state.with_sequence(residual(x, y)), context)
+        return self.reducer.after_block(state.with_sequence(residual(x, y, 1)), context)

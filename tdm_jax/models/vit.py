@@ -242,10 +242,12 @@ class VisionTransformer(nn.Module):
         )
         key = self.make_rng("reducer") if self.has_rng("reducer") else None
         query = self._pooling_query()
+        branches = self._drop_path(images.shape[0]) if train and self.drop_path else None
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
             context = BlockContext(layer, self.shape, train, weights, block_key, key, pooling=query)
-            state = self._block(layer)(state, context)
+            own = None if branches is None else branches[layer]
+            state = self._block(layer)(state, context, own)
             if return_info:
                 states.append(state)
         state = self.reducer.finish(state, self.shape)
@@ -318,11 +320,18 @@ class VisionTransformer(nn.Module):
 
     def _block(self, layer: int) -> nn.Module:
         return (nn.remat(Block) if self.remat else Block)(
-            spec=self.block_spec,
-            reducer=self.reducer,
-            drop_path=self.drop_path * layer / max(self.depth - 1, 1),
-            name=f"blocks_{layer}",
+            spec=self.block_spec, reducer=self.reducer, name=f"blocks_{layer}"
         )
+
+    def _drop_path(self, batch: int) -> Float[Array, "l 2 b"]:
+        """A factor for both branches of every block: 0 where an image goes without, else 1 / kept.
+
+        One draw for all, as each is a loop of its own to compile.
+        """
+        kept = 1 - self.drop_path * jnp.arange(self.depth) / max(self.depth - 1, 1)
+        kept = kept[:, None, None]
+        uniform = jax.random.uniform(self.make_rng("dropout"), (self.depth, 2, batch))
+        return (uniform < kept) / kept
 
     def _pooling_query(self) -> PoolingQuery | None:
         if self.pooling != "map":

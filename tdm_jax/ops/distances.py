@@ -29,7 +29,11 @@ def nearest(distance: Float[Array, "b n n"], centres: Int[Array, "b m"]) -> Int[
     A centre joins itself even where another has the same value, so no cluster is empty.
     """
     itself = centres[:, :, None] == jnp.arange(distance.shape[1])
-    return jnp.argmin(jnp.where(itself, -1.0, gather_tokens(distance, centres)), axis=1)
+    reach = jnp.where(itself, -1.0, gather_tokens(distance, centres))
+    # A minimum and the first that has it, which XLA vectorises where an argmin is a loop.
+    least = reach == reach.min(axis=1, keepdims=True)
+    m = centres.shape[1]
+    return m - (least * jnp.arange(m, 0, -1)[:, None]).max(axis=1)
 
 
 def cosine_similarity(x: Float[Array, "b n d"], y: Float[Array, "b m d"]) -> Float[Array, "b n m"]:

@@ -154,6 +154,24 @@ class TestMixing:
         # The variance of Beta(a, a) is 1 / (4 (2a + 1)).
         assert share.var() == pytest.approx(1 / (4 * 2.6), abs=0.01)
 
+    @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 1.0, 4.0])
+    def test_two_uniform_draws_make_one_of_beta(self, alpha):
+        # Midpoints of a grid: quadrature instead of chance.
+        u, v = (jnp.arange(2000) + 0.5) / 2000, (jnp.arange(512) + 0.5) / 512
+        draws = np.asarray(device_transforms.symmetric_beta(u[:, None], v, alpha))
+        assert (draws >= 0).all()
+        assert (draws <= 1).all()
+        assert draws.mean() == pytest.approx(0.5, abs=1e-3)
+        for at in (0.02, 0.1, 0.3, 0.6, 0.95):
+            expected = jax.scipy.special.betainc(alpha, alpha, at)
+            assert (draws < at).mean() == pytest.approx(float(expected), abs=3e-3)
+
+    def test_the_corners_of_the_uniform_square_are_numbers(self):
+        corners = jnp.asarray([0.0, 0.25, 0.5, 0.75, np.nextafter(np.float32(1), np.float32(0))])
+        for alpha in (0.05, 0.8, 1.0):
+            draws = device_transforms.symmetric_beta(corners[:, None], corners, alpha)
+            assert np.isfinite(draws).all()
+
     def test_cutmix_share_and_box(self):
         images, targets = self.all(mixup=0.0)
         assert set(np.unique(images[:, 0])) == {0.0, 1.0}

@@ -1,4 +1,4 @@
-"""Covers tdm_jax.training.compiled_steps and tdm_jax.parallel.preemption as well."""
+"""Covers tdm_jax.parallel.preemption as well."""
 
 import contextlib
 import itertools
