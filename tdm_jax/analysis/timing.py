@@ -47,12 +47,14 @@ class Timing:
 
 @runtime_checkable
 class Timed(Protocol):
-    """What can be measured: so many images per call, and the mean time of one of some calls."""
+    """What can be measured."""
 
     @property
-    def images(self) -> int: ...
+    def images(self) -> int:
+        """How many images a call handles."""
 
-    def seconds(self, repeats: int) -> float: ...
+    def seconds(self, repeats: int) -> float:
+        """Mean time of one of `repeats` calls."""
 
 
 @dataclasses.dataclass(frozen=True)
