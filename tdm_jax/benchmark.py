@@ -9,11 +9,16 @@ r"""Measures latency, throughput, memory and compile time: `python -m tdm_jax.be
     PEERS python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm,evit \
               --modes=forward --dtypes=float32 --batch_sizes=1,16 --output=benchmark \
               --peers=torch,torch_compile,onnxruntime,openvino --peers_python=peers/bin/python
+    memory of a training step, compiled and not run:
+          python -m tdm_jax.benchmark --models=deit_small_patch16_224 --methods=tdm \
+              --modes=train,train_remat --batch_sizes=64 --rounds=0 --output=benchmark
 
 What is measured `tdm_jax.analysis.benchmark` says. `--advise=3.0` measures something else: which
 token counts are fastest at no more than 3.0 GFLOPs an image (multiply-adds, as tables count them);
 see `tdm_jax.analysis.schedule_search`.
 """
+
+from typing import Any
 
 from absl import flags
 
@@ -36,10 +41,13 @@ def define_flags() -> None:
     """The command's flags; not at import, so that programs may import several commands."""
     shared.define_candidates(models=["deit_small_patch16_224"])
     flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Images per call.")
-    text = "What to measure: forward, train, or onnx, the forward pass in ONNX Runtime on the CPU."
+    text = (
+        "What to measure: forward, train, train_remat (which computes blocks again in the backward "
+        "pass), or onnx, the forward pass in ONNX Runtime on the CPU."
+    )
     flags.DEFINE_list("modes", list(MODES), text)
     flags.DEFINE_list("dtypes", list(DTYPES), "Types of the computation.")
-    flags.DEFINE_integer("rounds", 10, "Turns of each program.", 1)
+    flags.DEFINE_integer("rounds", 10, "Turns of each program; 0 to compile alone.", 0)
     flags.DEFINE_float("min_seconds", 0.1, "A turn lasts about this long at least.", 0.0)
     flags.DEFINE_float(
         "advise", None, "Look for the fastest schedule of at most so many GFLOPs instead.", 0.0
@@ -62,6 +70,8 @@ def main() -> None:
     advises = FLAGS.advise is not None
     if advises and FLAGS.peers:
         raise InputError("--peers: expected none with --advise, which measures our programs alone")
+    if advises and not FLAGS.rounds:
+        raise InputError("--advise measures: expected --rounds of at least 1; got 0")
     name, table = ("advice", schedule_search.TABLE) if advises else ("benchmark", TABLE)
 
     def done(new: list[Result]) -> None:
@@ -77,10 +87,11 @@ def main() -> None:
             results.write(rows, output / name, about, columns=table, remark=remark)
 
     candidates = make_candidates(**shared.candidates())
-    settings = {
+    timing = Timing(rounds=FLAGS.rounds, min_seconds=FLAGS.min_seconds) if FLAGS.rounds else None
+    settings: dict[str, Any] = {
         "batch_sizes": sizes,
         "dtypes": FLAGS.dtypes,
-        "timing": Timing(rounds=FLAGS.rounds, min_seconds=FLAGS.min_seconds),
+        "timing": timing,
         "done": done,
     }
     if advises:

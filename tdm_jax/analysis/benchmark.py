@@ -5,7 +5,8 @@ augmentation, gradient and AdamW) all candidates take turns, the unreduced model
 each method runs its twin with the same token counts, chosen for free (`reduction.sliced`): the
 share of the time that the twin saves is the share of the reduction. The unreduced model may take
 its turns in other runtimes too (`peers`). FLOP/s count two operations a multiply-add of the model's
-products and convolutions, three times that for a training step.
+products and convolutions, three times that for a training step; their share is of the rate of one
+large square product of the same type, which takes its turns as well.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from tdm_jax.analysis.timing import (
     Program,
     Timing,
     compile_forward,
+    compile_product,
     measure,
     program_bytes,
     timed_compile,
@@ -39,9 +41,11 @@ from tdm_jax.training import optim
 from tdm_jax.training.experiment import DTYPES
 from tdm_jax.training.step import Recipe, init_state, lower_train_step
 
-FORWARD, TRAIN = "forward", "train"
+FORWARD, TRAIN, REMAT = "forward", "train", "train_remat"
 MODES = (FORWARD, TRAIN)
-OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY, NOT_RUN = "out of memory", "not run"
+# What a model without a head is trained with: ImageNet's.
+_CLASSES = 1000
 
 TABLE = (
     *("model", "method", "keep_rate"),
@@ -51,6 +55,7 @@ TABLE = (
     *("images_per_second", "speedup"),
     Column("reduction_share", "In reduction", lambda v: f"{100 * v:.0f}%"),
     Column("flops_per_second", "GFLOP/s", lambda v: significant(v / 1e9)),
+    Column("matmul_share", "Of matmul rate", lambda v: f"{100 * v:.0f}%"),
     Column("memory_bytes", "Memory (MB)", lambda v: significant(v / 1e6)),
     Column("compile_seconds", "Compile (s)", significant),
     "verdict",
@@ -59,6 +64,9 @@ TABLE = (
 
 def compile_training(model: VisionTransformer, variables: PyTree, batch_size: int) -> Program:
     """A training step on one device as `tdm_jax.train` runs it, on noise; each call is one step."""
+    if not model.num_classes:
+        headed = Candidate("", "", None, model.clone(num_classes=_CLASSES))
+        model, variables = headed.model, headed.any_variables()
     # The recipe of ImageNet; nothing is read from there.
     data_config = make_config(
         name="tfds:imagenet2012",
@@ -103,8 +111,17 @@ def compile_training(model: VisionTransformer, variables: PyTree, batch_size: in
     return Program(call, batch_size, seconds, program_bytes(compiled))
 
 
+def _compile_remat(model: VisionTransformer, variables: PyTree, batch_size: int) -> Program:
+    """The same with each block computed again in the backward pass."""
+    return compile_training(model.clone(remat=True), variables, batch_size)
+
+
 Compile = Callable[[VisionTransformer, PyTree, int], Program]
-COMPILE: dict[str, Compile] = {FORWARD: compile_forward, TRAIN: compile_training}
+COMPILE: dict[str, Compile] = {
+    FORWARD: compile_forward,
+    TRAIN: compile_training,
+    REMAT: _compile_remat,
+}
 
 
 def benchmark(
@@ -113,7 +130,7 @@ def benchmark(
     batch_sizes: Sequence[int],
     modes: Sequence[str] = MODES,
     dtypes: Sequence[str] = tuple(DTYPES),
-    timing: Timing,
+    timing: Timing | None,
     compilers: Mapping[str, Compile] = COMPILE,
     peers: Sequence[Peer] = (),
     done: Callable[[list[Result]], None] = lambda rows: None,
@@ -125,7 +142,7 @@ def benchmark(
       batch_sizes: images per call.
       modes: of `compilers`.
       dtypes: of `experiment.DTYPES`.
-      timing: how long.
+      timing: how long; None to compile alone: memory by the compiler's account, and its time.
       compilers: what makes each mode's program of a model, its variables and a batch size.
       peers: runtimes that are ready for the unreduced models; beside a training step they train,
         beside any other program they run forward.
@@ -160,46 +177,60 @@ def _group(
     compile_program: Compile,
     dtype: str,
     batch_size: int,
-    timing: Timing,
+    timing: Timing | None,
     peers: Sequence[Peer],
 ) -> list[Result]:
     """Candidates of one transformer, their twins and other runtimes, measured in turns."""
-    # By candidate, and whether it is the twin; those of other runtimes by what the table says.
-    programs: dict[tuple[int, bool] | str, Program | PeerProgram] = {}
+    programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
     for index, candidate in enumerate(members):
         runs = {False: candidate}
-        if not candidate.is_baseline:
+        if not candidate.is_baseline and timing is not None:
             runs[True] = candidate.with_reducer(Sliced(like=candidate.model.reducer))
         for is_twin, run in runs.items():
             model = run.model.clone(dtype=DTYPES[dtype])
-            program = _fitting(compile_program, model, run.variables, batch_size)
+            program = _fitting(compile_program, model, run.variables, batch_size, timing)
             if program is not None:
                 programs[index, is_twin] = program
     others: dict[str, PeerProgram | str] = {}
     measured: dict[tuple[int, bool] | str, Measurement] = {}
+    peak = 0.0
     # Without its baseline a speed says nothing.
-    if (0, False) in programs:
-        what = TRAIN if mode == TRAIN else FORWARD
+    if timing is not None and (0, False) in programs:
+        what = FORWARD if mode not in (TRAIN, REMAT) else TRAIN
         for peer in peers:
             made = peer.program(members[0].model, what, dtype, batch_size)
             others[f"{BASELINE} ({peer.label})"] = made
-        programs |= {key: one for key, one in others.items() if not isinstance(one, str)}
-        measured = dict(zip(programs, measure(list(programs.values()), timing), strict=True))
+        timed = {**programs, **{k: one for k, one in others.items() if not isinstance(one, str)}}
+        product, operations = compile_product(DTYPES[dtype])
+        *found, of_product = measure([*timed.values(), product], timing)
+        measured = dict(zip(timed, found, strict=True))
+        peak = operations / of_product.latency.median
     about: dict[str, Any] = {"mode": mode, "dtype": dtype, "batch_size": batch_size}
     rows = []
     for index, candidate in enumerate(members):
         own, twin = measured.get((index, False)), measured.get((index, True))
         values: dict[str, Any] = {"verdict": OUT_OF_MEMORY}
+        program = programs.get((index, False))
+        if program is not None and (own is not None or timing is None):
+            values = {**_account(program), "verdict": NOT_RUN}
         if own is not None:
-            values = _values(candidate, mode, programs[index, False], own, twin)
+            values |= _values(candidate, mode, own, twin, peak)
         rows.append(Result(**candidate.row, **values, **about))
     for method, other in others.items():
         values = {"verdict": other}
         if not isinstance(other, str):
             own = measured[method]
-            values = _values(members[0], mode, other, own, None) | {"verdict": verdict(own)}
+            values = _values(members[0], mode, own, None, peak) | _account(other)
+            values["verdict"] = verdict(own)
         rows.append(Result(model=members[0].name, method=method, **values, **about))
     return rows
+
+
+def _account(program: Program | PeerProgram) -> dict[str, Any]:
+    return {
+        "memory_bytes": program.memory_bytes,
+        "compile_seconds": program.compile_seconds,
+    }
 
 
 def _fitting(
@@ -207,11 +238,13 @@ def _fitting(
     model: VisionTransformer,
     variables: PyTree,
     batch_size: int,
+    timing: Timing | None,
 ) -> Program | None:
     """The program, or None if it does not fit into the device's memory."""
     try:
         program = compile_program(model, variables, batch_size)
-        program.seconds(1)
+        if timing is not None:
+            program.seconds(1)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -220,15 +253,11 @@ def _fitting(
 
 
 def _values(
-    candidate: Candidate,
-    mode: str,
-    program: Program | PeerProgram,
-    own: Measurement,
-    twin: Measurement | None,
+    candidate: Candidate, mode: str, own: Measurement, twin: Measurement | None, peak: float
 ) -> dict[str, Any]:
     operations = 2 * costs.count(candidate.model, convention="matmul").macs
-    operations *= 3 if mode == TRAIN else 1
-    latency, share = own.latency, None
+    operations *= 3 if mode in (TRAIN, REMAT) else 1
+    latency, share, rate = own.latency, None, operations * own.throughput.median
     if twin is not None:
         # Round by round, as a speed-up: what disturbs one disturbs the other.
         share = float(np.median(1 - np.divide(twin.seconds, own.seconds)))
@@ -236,7 +265,6 @@ def _values(
         "latency_seconds": latency.median,
         "latency_quartiles": (latency.low, latency.high),
         "reduction_share": share,
-        "flops_per_second": operations * own.throughput.median,
-        "memory_bytes": program.memory_bytes,
-        "compile_seconds": program.compile_seconds,
+        "flops_per_second": rate,
+        "matmul_share": rate / peak,
     }

@@ -52,6 +52,7 @@ class Result:
       images_per_second, speedup: the latter over the unreduced model in the same rounds.
       reduction_share: part of the time that goes into choosing and merging.
       flops_per_second, memory_bytes, compile_seconds: of the program.
+      matmul_share: of that rate, over a large product's in the same rounds.
       diversity, diversity_per_block: r(Z) of the tokens that leave one block, and each.
       cosine_per_block, dense_cosine_per_block: fidelity behind each block.
       block: from 1, of a row that is about one.
@@ -118,6 +119,7 @@ class Result:
     speedup_quartiles: tuple[float, float] | None = None
     reduction_share: float | None = None
     flops_per_second: float | None = None
+    matmul_share: float | None = None
     memory_bytes: int | None = None
     compile_seconds: float | None = None
     diversity: float | None = None

@@ -162,6 +162,16 @@ def compile_forward(model: VisionTransformer, variables: PyTree, batch_size: int
     )
 
 
+def compile_product(dtype: Any) -> tuple[Program, int]:
+    """One large square product on one device, and its operations, two a multiply-add."""
+    # Large enough for the rate of products to be all that counts.
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    factor = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    compiled, seconds = timed_compile(jax.jit(jnp.dot).lower(factor, factor))
+    program = Program(lambda: compiled(factor, factor), 1, seconds, program_bytes(compiled))
+    return program, 2 * side**3
+
+
 def program_bytes(compiled: jax.stages.Compiled) -> int:
     """Device memory of a compiled program; a donated argument that becomes a result counts once."""
     stats: Any = compiled.memory_analysis()

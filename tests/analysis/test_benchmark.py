@@ -18,6 +18,7 @@ from tdm_jax.analysis.benchmark import benchmark
 from tdm_jax.analysis.candidate import Candidate
 from tdm_jax.analysis.timing import Timing
 from tdm_jax.errors import InputError
+from tdm_jax.reduction import Reducer
 from tdm_jax.reduction.sliced import Sliced
 from tests import commands
 
@@ -71,6 +72,7 @@ def test_figures_follow_from_each_other(rows):
     macs = costs.count(tiny().model, convention="matmul").macs
     expected = 2 * macs * forward.images_per_second
     assert forward.flops_per_second == pytest.approx(expected)
+    assert 0 < forward.matmul_share < 1
     # A training step holds gradients and moments too.
     assert rows[2].memory_bytes > 3 * rows[0].memory_bytes
 
@@ -80,6 +82,57 @@ def test_a_step_of_training_trains():
     program = bench.compile_training(candidate.model, candidate.any_variables(), 2)
     losses = [float(program.call()["loss"]) for _ in range(3)]
     assert len(set(losses)) == 3
+
+
+# One small model of each family: its own parts, far fewer channels and blocks.
+FAMILIES = (
+    *("deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_tiny_patch16_224"),
+    *("vit_base_patch16_224.mae", "vit_small_patch16_224.dino", "vit_small_patch14_dinov2"),
+    *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_base_patch14_448"),
+    *("eva02_tiny_patch14_224", "vit_base_patch16_siglip_224", "vit_base_patch16_siglip_gap_224"),
+    *("vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"),
+)
+
+
+# No head, and one that attends; the others run among the slow tests.
+QUICK_FAMILIES = {"vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK_FAMILIES else pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
+def test_every_family_trains(name):
+    """A model without a head is given one."""
+    patch = create_model(name).patch_size
+    small = {"image_size": 2 * patch, "width": 8, "depth": 1, "num_heads": 2}
+    model = create_model(name, make_reducer("tdm", keep_rate=0.5, layers=(0,)), **small)
+    variables = Candidate(name, "tdm", 0.5, model).any_variables()
+    program = bench.COMPILE["train_remat"](model, variables, 2)
+    losses = [float(program.call()["loss"]) for _ in range(2)]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+
+
+def test_without_timing_programs_are_compiled_alone():
+    def make(model, variables, batch_size):
+        return timing.Program(
+            pytest.fail, batch_size, 1.5, 100 if model.reducer == Reducer() else 60
+        )
+
+    rows = benchmark(
+        [tiny()],
+        batch_sizes=[16],
+        modes=["train"],
+        dtypes=["float32"],
+        timing=None,
+        compilers={"train": make},
+    )
+    assert [row.memory_bytes for row in rows] == [100, 60]
+    assert {(row.verdict, row.compile_seconds) for row in rows} == {(bench.NOT_RUN, 1.5)}
+    assert rows[1].latency_seconds is rows[1].speedup is rows[1].matmul_share is None
 
 
 @pytest.mark.parametrize("method", ["topk", "tome", "evovit", "ats", "dpcknn"])
