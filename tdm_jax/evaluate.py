@@ -7,7 +7,8 @@ r"""Evaluates a checkpoint with any reducer: `python -m tdm_jax.evaluate --check
 `--checkpoint` is of any kind. A model that was saved with a reducer is evaluated with that, unless
 `--reducer` names another; of a training's working directory the last checkpoint counts, and its
 data and layers are the defaults. The data are those that `--data` names, else those of `--config`.
-Every example counts once, whatever the batch size.
+Every example counts once, whatever the batch size. The table's end says where the time went
+between the first batch's answers and the last's, see `tdm_jax.parallel.overlap`.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from etils import epath
 from tdm_jax.analysis import environment, results
 from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.analysis.evaluation import Evaluation, evaluate
+from tdm_jax.analysis.results import Column, significant
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.cli.config import define_config
@@ -26,9 +28,19 @@ from tdm_jax.training.config import parse
 from tdm_jax.training.workdir import settings_of
 
 FLAGS = flags.FLAGS
-TABLE = (
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+TABLE: tuple[str | Column, ...] = (
     *("model", "method", "keep_rate", "training", "top1_percent", "top5_percent", "loss"),
     *("examples", "parameters", "macs"),
+    Column("road_images_per_second", "img/s from files", significant),
+    Column("device_images_per_second", "img/s of devices", significant),
+    Column("device_busy", "Devices busy", _percent),
+    Column("host_data", "Host waits for images", _percent),
 )
 
 

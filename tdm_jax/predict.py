@@ -10,6 +10,7 @@ Photographs are all images below a folder, or those of a list (`--data_dir=list.
 bucket (`--data_dir=gs://...`), to which `--output` may lead as well.
 The folder gets shards of `--shard` images with their places, names, labels and answers: the
 probabilities of the likeliest classes, the features that the head reads, or those of all patches.
+At the end it says where the time went, see `tdm_jax.parallel.overlap`.
 The same command goes on after a stop. Images that cannot be read are listed in `_unreadable-0.txt`.
 """
 
@@ -70,6 +71,8 @@ def main() -> None:
         bar="images",
     )
     print(f"{done['written']} of {done['images']} images, {len(done['unreadable'])} unreadable")
+    if done["road"] is not None:
+        print(done["road"])
     print(f"Written to {FLAGS.output}/")
 
 

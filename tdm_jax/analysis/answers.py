@@ -51,11 +51,17 @@ class Forward:
         """A copy of a model's variables on every device."""
         return jax.device_put(variables, sharding.replicated(self._mesh))
 
+    def send(self, images: UInt8[np.ndarray, "b h w c"]) -> UInt8[Array, "b h w c"]:
+        """Images before normalisation, at most a batch, filled up and under way to the devices."""
+        if len(images) < self.batch_size:
+            images = np.resize(images, (self.batch_size, *images.shape[1:]))
+        return jax.device_put(images, sharding.batch_sharding(self._mesh))
+
     def __call__(
         self,
         model: VisionTransformer,
         variables: PyTree,
-        images: UInt8[np.ndarray, "b h w c"],
+        images: UInt8[np.ndarray, "b h w c"] | UInt8[Array, "b h w c"],
         seed: int | None = None,
     ) -> Answers:
         """The answers, still on the devices; those beyond the images are to fill the batch.
@@ -63,12 +69,10 @@ class Forward:
         Args:
           model: of what `place` gave.
           variables: of the model.
-          images: before normalisation, at most a batch.
+          images: before normalisation, at most a batch; or what `send` gave.
           seed: of what a method draws; None for its own.
         """
-        if len(images) < self.batch_size:
-            images = np.resize(images, (self.batch_size, *images.shape[1:]))
-        placed = jax.device_put(images, sharding.batch_sharding(self._mesh))
+        placed = images if isinstance(images, jax.Array) else self.send(images)
         key = None if seed is None or not model.reducer.draws else jax.random.key(seed)
         return _program(model, self._normalisation)(variables, placed, key)
 

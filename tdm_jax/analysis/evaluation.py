@@ -22,8 +22,10 @@ from tdm_jax.analysis.outcome import Outcome, mean
 from tdm_jax.analysis.results import Result
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
+from tdm_jax.data.pipeline import Batch
 from tdm_jax.data.preprocessing import data_config_for
 from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.parallel.overlap import Clock, ahead
 from tdm_jax.training import metrics
 from tdm_jax.training.evaluator import check_fits
 
@@ -97,25 +99,24 @@ class Evaluation:
         labelled = bool(model.num_classes) and not config.unlabelled
         batches = data.eval_batches(dataclasses.replace(config, eval_batch_size=forward.batch_size))
         steps = -(-data.num_examples(config, "validation") // forward.batch_size)
-        parts: list[Any] = []
-        start = time.monotonic()
-        pending: Any = None
-        for index, batch in enumerate(tqdm(batches, bar, steps, disable=not bar)):
-            answers = forward(model, variables, batch["image"], seed)
-            found: list[Any] = [batch["mask"] > 0]
-            found += [_judge(answers.logits, batch["label"]) if labelled else None]
+
+        def judge(each: tuple[int, Batch], images: UInt8[Array, "b h w c"]) -> PyTree:
+            index, batch = each
+            answers = forward(model, variables, images, seed)
+            judged = _judge(answers.logits, batch["label"]) if labelled else None
             if reference is not None and is_reference:
-                reference(index, batch["image"], answers)
-            found += [reference and reference.compare(index, batch["image"], answers)]
-            # One batch ahead: the device works while the host decodes.
-            parts += [] if pending is None else [jax.device_get(pending)]
-            pending = found
-        parts += [] if pending is None else [jax.device_get(pending)]
+                reference(index, images, answers)
+            return judged, reference and reference.compare(index, images, answers)
+
+        start, clock = time.monotonic(), Clock()
+        shown = enumerate(tqdm(batches, bar, steps, disable=not bar))
+        answered = ahead(shown, lambda each: forward.send(each[1]["image"]), judge, clock)
+        parts = [(batch["mask"] > 0, *found) for (_, batch), found in answered]
         real, judged, fidelity = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         judged, fidelity = jax.tree.map(lambda array: array[real], (judged, fidelity))
         scores = {} if judged is None else {k: v.astype(np.float64) for k, v in judged.items()}
         rate = float(real.sum()) / (time.monotonic() - start)
-        return Outcome(**scores, fidelity=fidelity, images_per_second=rate)
+        return Outcome(**scores, fidelity=fidelity, images_per_second=rate, road=clock.road)
 
     def repeated(
         self, candidate: Candidate, against: Candidate | None = None, *, tries: int, bar: str = ""
@@ -204,4 +205,5 @@ def evaluate(candidate: Candidate, evaluation: Evaluation) -> Result:
         macs=cost.macs,
         tokens=cost.tokens,
         evaluated_images_per_second=outcome.images_per_second,
+        **({} if outcome.road is None else outcome.road.rates()),
     )

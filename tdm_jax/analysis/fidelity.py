@@ -78,13 +78,16 @@ class Reference:
         self._room = _REMEMBERED
 
     def __call__(
-        self, index: int, images: UInt8[np.ndarray, "b h w c"], answers: Answers | None = None
+        self,
+        index: int,
+        images: UInt8[np.ndarray, "b h w c"] | UInt8[Array, "b h w c"],
+        answers: Answers | None = None,
     ) -> Kept:
         """Of the batch of that index.
 
         Args:
           index: of the batch.
-          images: of the batch.
+          images: of the batch, as `Forward` takes them.
           answers: of the unreduced model to them, where they are known.
         """
         if index in self._kept:
@@ -97,7 +100,12 @@ class Reference:
             self._kept[index] = jax.device_get(kept)
         return kept
 
-    def compare(self, index: int, images: UInt8[np.ndarray, "b h w c"], answers: Answers) -> Any:
+    def compare(
+        self,
+        index: int,
+        images: UInt8[np.ndarray, "b h w c"] | UInt8[Array, "b h w c"],
+        answers: Answers,
+    ) -> Any:
         """The fidelity of some model's answers to a batch, still on the devices."""
         found = _compare(answers, self(index, images))
         return found if self.model.num_classes else found._replace(agreement=None)

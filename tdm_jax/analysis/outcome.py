@@ -13,6 +13,7 @@ from tdm_jax.analysis import statistics
 from tdm_jax.analysis.fidelity import Fidelity
 from tdm_jax.errors import InputError
 from tdm_jax.files import replacing
+from tdm_jax.parallel.overlap import Road
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Outcome:
       loss: cross entropy.
       fidelity: to the unreduced model; None where nobody asked.
       images_per_second: of the evaluation, reading and decoding included; 0 where it was long ago.
+      road: where its time went; None of fewer than two batches.
     """
 
     top1: Float[np.ndarray, " n"] | None = None
@@ -32,6 +34,7 @@ class Outcome:
     loss: Float[np.ndarray, " n"] | None = None
     fidelity: Fidelity | None = None
     images_per_second: float = 0.0
+    road: Road | None = None
 
     @property
     def examples(self) -> int:

@@ -2,22 +2,24 @@
 
 A shard is written whole or not at all, and one that is there is not made again, so what was
 stopped goes on. Processes share the images, write their own shards, and do not talk to each other.
-In memory is a shard's answers, and a few batches.
+A shard is written while the next is computed: in memory are two shards' answers, and a few batches.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree, UInt8
 from tqdm import tqdm
 
@@ -27,12 +29,13 @@ from tdm_jax.checkpoint import describe
 from tdm_jax.checkpoint.integrity import checksums
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
-from tdm_jax.data.pipeline import host_row
+from tdm_jax.data.pipeline import Batch, host_row
 from tdm_jax.data.source import Source
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import reach, read_json, replacing, write_text
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
+from tdm_jax.parallel.overlap import Clock, ahead
 
 OUTPUTS = ("probabilities", "features", "patches")
 FORMATS = ("npz", "parquet")
@@ -105,7 +108,8 @@ def predict(
       bar: label of a progress bar; none without one.
 
     Returns:
-      `images`, those of this process; `written`; and the names of the `unreadable` ones.
+      `images`, those of this process; `written`; the names of the `unreadable` ones; and `road`,
+      where the time went, None where fewer than two batches were computed.
 
     Raises:
       InputError: the candidate has no weights or no such outputs, the data cannot be read, or the
@@ -133,34 +137,47 @@ def predict(
 
     steps, local = -(-count // batch), batch // hosts
     per_shard = max(1, wanted.shard // local)
+    shards = []
+    for start in range(0, steps, per_shard):
+        path = folder / f"part-{start * batch:012d}-{host}.{wanted.format}"
+        shards.append(Shard(path, start, min(start + per_shard, steps)))
     rows = functools.partial(host_row, batch=batch, local=local, host=host, step=0)
-    batches: Any = None
-    found, own = [], [i for i in map(rows, range(steps * local)) if i < count]
-    with tqdm(total=len(own), desc=bar, unit="image", disable=not bar) as progress:
-        for start in range(0, steps, per_shard):
-            stop = min(start + per_shard, steps)
-            path = folder / f"part-{start * batch:012d}-{host}.{wanted.format}"
-            if path.exists():
-                if batches is not None:
-                    batches.close()
-                batches = None
-            else:
-                batches = batches or data.eval_batches(
-                    config, split, start_step=start, process_index=host, process_count=hosts
-                )
-                index = np.array([rows(i) for i in range(start * local, stop * local)])
-                parts = _answers(batches, stop - start, answer, mesh, progress)
-                _write(path, _shard(parts, index, source, labelled=not config.unlabelled))
-            progress.update(min(stop * local, len(own)) - progress.n)
-            found.append(_index(path))
-    if batches is not None:
-        batches.close()
-    written = np.concatenate(found)
+    own = [i for i in map(rows, range(steps * local)) if i < count]
+    found = {shard: _index(shard.path) for shard in shards if shard.path.exists()}
+    read = functools.partial(
+        data.eval_batches, config, split, process_index=host, process_count=hosts
+    )
+    clock = Clock()
+    answered = ahead(
+        _batches([shard for shard in shards if shard not in found], read),
+        lambda each: jax.device_put(each[1]["image"], sharding.batch_sharding(mesh)),
+        lambda _, images: answer(images),
+        clock,
+    )
+    progress = tqdm(total=len(own), desc=bar, unit="image", disable=not bar)
+    # One beside what is computed, and no more: memory is bounded.
+    with progress, ThreadPoolExecutor(1) as writer, contextlib.closing(answered):
+        writing = None
+        progress.update(min(len(own), sum(one.stop - one.start for one in found) * local))
+        for shard, parts in itertools.groupby(answered, lambda each: each[0][0]):
+            index = np.array([rows(i) for i in range(shard.start * local, shard.stop * local)])
+            new = _rows(_shown(parts, progress), index, source, labelled=not config.unlabelled)
+            found[shard] = new["index"]
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, shard.path, new)
+        if writing is not None:
+            writing.result()
+    if clock.road is not None and host == 0:
+        write_text(folder / SUMMARY, json.dumps(about | {"road": clock.road.rates()}, indent=2))
+    written = np.concatenate(list(found.values()))
     missing = sorted(set(own) - set(written.tolist()))
     unreadable = [source.describe(i) for i in missing]
     if unreadable:
         write_text(folder / f"_unreadable-{host}.txt", "\n".join(unreadable) + "\n")
-    return {"images": len(own), "written": len(written), "unreadable": unreadable}
+    return {
+        "images": len(own), "written": len(written), "unreadable": unreadable, "road": clock.road
+    }  # fmt: skip
 
 
 def _about(
@@ -218,32 +235,48 @@ def _program(model: VisionTransformer, normalisation: tuple[Any, Any], wanted: W
     return jax.jit(answers)
 
 
-def _answers(
-    batches: Any, steps: int, answer: Any, mesh: Mesh, progress: Any
-) -> Iterator[tuple[np.ndarray, np.ndarray, Rows]]:
-    """Mask, labels and answers of some batches; while one is fetched, the next is computed."""
-    pending = None
-    for step in range(steps + 1):
-        ahead = None
-        if step < steps:
-            batch = next(batches)
-            images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
-            ahead = batch["mask"] > 0, batch["label"], answer(images)
-        if pending is not None:
-            mask, labels, said = pending
-            progress.update(min(len(mask), progress.total - progress.n))
-            yield mask, labels, {name: np.asarray(value) for name, value in said.items()}
-        pending = ahead
+class Shard(NamedTuple):
+    """A file of answers, to the batches from `start` to before `stop`."""
+
+    path: epath.Path
+    start: int
+    stop: int
 
 
-def _shard(
-    parts: Iterator[tuple[np.ndarray, np.ndarray, Rows]],
+def _batches(shards: Sequence[Shard], read: Any) -> Iterator[tuple[Shard, Batch]]:
+    """Every batch of some shards; what lies between them is not read."""
+    batches: Any = None
+    place = -1
+    try:
+        for shard in shards:
+            if shard.start != place:
+                if batches is not None:
+                    batches.close()
+                batches = read(start_step=shard.start)
+            for _ in range(shard.start, shard.stop):
+                yield shard, next(batches)
+            place = shard.stop
+    finally:
+        if batches is not None:
+            batches.close()
+
+
+def _shown(parts: Iterator[tuple[Any, Rows]], progress: Any) -> Iterator[tuple[Batch, Rows]]:
+    for (_, batch), said in parts:
+        progress.update(min(len(batch["mask"]), progress.total - progress.n))
+        yield batch, said
+
+
+def _rows(
+    parts: Iterator[tuple[Batch, Rows]],
     index: Int[np.ndarray, " n"],
     source: Source,
     *,
     labelled: bool,
 ) -> Rows:
-    masks, labels, said = zip(*parts, strict=True)
+    # Of a batch the images are let go at once.
+    kept = [(batch["mask"] > 0, batch["label"], rows) for batch, rows in parts]
+    masks, labels, said = zip(*kept, strict=True)
     real = np.concatenate(masks)
     names = [source.describe(i) for i in index[real].tolist()]
     rows = {"index": index[real], "name": np.array(names, dtype=str)}

@@ -46,6 +46,8 @@ class Result:
         saved, and how many times its own they are.
       tokens, tokens_per_block: patch tokens that leave each block.
       evaluated_images_per_second: of an evaluation, reading and decoding included.
+      road_images_per_second, device_images_per_second, device_busy, device_transfers, host_data,
+        host_answers: where its time went, see `parallel.overlap.Road`.
       operations, bytes, intensity, bound: what a forward pass computes and moves for one image,
         their quotient, and which of the two bounds it.
       latency_seconds: of one call; here and below medians, beside lower and upper quartiles.
@@ -107,6 +109,12 @@ class Result:
     tokens: tuple[int, ...] | None = None
     tokens_per_block: tuple[int, ...] | None = None
     evaluated_images_per_second: float | None = None
+    road_images_per_second: float | None = None
+    device_images_per_second: float | None = None
+    device_busy: float | None = None
+    device_transfers: float | None = None
+    host_data: float | None = None
+    host_answers: float | None = None
     operations: int | None = None
     bytes: float | None = None
     intensity: float | None = None

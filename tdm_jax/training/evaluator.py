@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from tdm_jax.data import DataConfig
 from tdm_jax.errors import InputError
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.parallel import sharding
+from tdm_jax.parallel.overlap import ahead
 from tdm_jax.training import metrics
 from tdm_jax.training.experiment import Experiment
 from tdm_jax.training.step import TrainState, lower_eval_step
@@ -65,15 +67,11 @@ class Evaluator:
         return result
 
     def _sums(self, variables: PyTree, batches: tqdm) -> Iterator[dict]:
-        previous = None
-        for batch in batches:
-            sums = self._step(variables, sharding.place_batch(self._mesh, batch))
-            # One batch ahead: the device works while the host decodes.
-            if previous is not None:
-                yield jax.device_get(previous)
-            previous = sums
-        if previous is not None:
-            yield jax.device_get(previous)
+        def place(batch: dict[str, np.ndarray]) -> PyTree:
+            return sharding.place_batch(self._mesh, batch)
+
+        for _, sums in ahead(batches, place, lambda _, placed: self._step(variables, placed)):
+            yield sums
 
 
 class RunEvaluator:
