@@ -14,6 +14,9 @@ from tdm_jax.analysis.candidate import Candidate, with_baselines
 from tdm_jax.analysis.results import COLUMNS, Column, Result, significant
 from tdm_jax.models.vit import VisionTransformer
 
+# Peak operations a second in bfloat16, and bytes a second, by the vendors' data sheets.
+DEVICES = {"v5e": (197e12, 819e9), "H100": (989e12, 3350e9)}
+
 TABLE = (
     *("model", "method", "keep_rate"),
     Column("operations", "GFLOP/image", lambda v: significant(v / 1e9)),

@@ -1,9 +1,14 @@
-"""Measures the input pipeline: images a second for a core, and where the time goes.
+r"""Measures the input pipeline: images a second for a core, and where the time goes.
 
     python -m tdm_jax.data.benchmark --images=400 --output=pipeline.md
+    python -m tdm_jax.data.benchmark --models=deit_small_patch16_224 --methods=tdm \
+        --keep_rates=0.9,0.7,0.5 --devices=v5e,H100,312:2039
 
 The data are JPEGs of 500 × 375 pixels, about ImageNet's average, made for the purpose; the recipe
-is DeiT's on the host: random resized crop, flip, RandAugment.
+is DeiT's on the host: random resized crop, flip, RandAugment; an evaluation reads the files, and
+resizes and cuts out. The last table says how many cores like this one keep a device busy that is as
+fast as it can be at best (`tdm_jax.analysis.roofline`; a training step takes three times as long as
+a forward pass).
 
 What was measured before the pipeline was built on Pillow, images a second on one core for the same
 task: Pillow 460–495 without and 325–345 with RandAugment; OpenCV 665 without, but its crop does not
@@ -12,8 +17,10 @@ Pillow also lets other threads work: 299 on one core were 618 on two.
 """
 
 import dataclasses
+import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from tdm_jax import data
+from tdm_jax.analysis.candidate import Candidate, make_candidates
+from tdm_jax.analysis.results import COLUMNS, pipe_table, significant
+from tdm_jax.analysis.roofline import DEVICES, roofline
+from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
 from tdm_jax.data import images, transforms
 from tdm_jax.data.config import DataConfig
@@ -30,6 +41,8 @@ from tdm_jax.files import write_text
 
 _SIZE = (500, 375)
 _FILES = 64
+_BATCH = 256
+_MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
 
 
 def write_jpegs(root: Path, count: int, seed: int = 0) -> list[Path]:
@@ -72,6 +85,71 @@ def stages(config: DataConfig, files: list[bytes], count: int) -> dict[str, floa
     return dict(zip(("decode", "crop", "augment", "batch"), mean.tolist(), strict=True))
 
 
+def evaluation_stages(config: DataConfig, paths: Sequence[Path], count: int) -> dict[str, float]:
+    """The same of an image that is evaluated, from its file on; `join` is one thread's work."""
+    resample = Image.Resampling[config.interpolation.upper()]
+    marks, arrays = [], []
+    for number in tqdm(range(count), "evaluation", leave=False):
+        mark = [time.process_time()]
+        content = paths[number % len(paths)].read_bytes()
+        mark.append(time.process_time())
+        image = images.load(images.open_image(content), config.channels)
+        mark.append(time.process_time())
+        image = transforms.resize_and_center_crop(
+            image, config.image_size, config.crop_pct, resample
+        )
+        mark.append(time.process_time())
+        arrays = [*arrays[-15:], np.stack([transforms.to_array(image)])]
+        mark.append(time.process_time())
+        marks.append(np.diff(mark))
+    mean = 1000 * np.mean(marks, axis=0)
+    took = dict(zip(("read", "decode", "resize", "batch"), mean.tolist(), strict=True))
+    chunks = [np.concatenate(arrays)] * (_BATCH // len(arrays))
+    begin = time.process_time()
+    joined = len(np.concatenate(chunks))
+    return took | {"join": 1000 * (time.process_time() - begin) / joined}
+
+
+def evaluated(config: DataConfig, count: int) -> float:
+    """Images of `data.eval_batches` a second of processor time, by one thread."""
+    config = dataclasses.replace(config, threads=1)
+    done, begin = 0.0, time.process_time()
+    while done < count:
+        batches = data.eval_batches(config, "train")
+        done += sum(float(batch["mask"].sum()) for batch in batches)
+        batches.close()
+    return done / (time.process_time() - begin)
+
+
+def cores(
+    candidates: Sequence[Candidate],
+    devices: dict[str, tuple[float, float]],
+    evaluating: float,
+    training: float,
+) -> str:
+    """How many cores keep a device busy, as a Markdown table.
+
+    Args:
+      candidates: who takes part.
+      devices: by name, peak operations and bytes per second, in half precision.
+      evaluating: images that a core prepares in a second.
+      training: the same by the training recipe.
+    """
+    who = [COLUMNS[key] for key in ("model", "method", "keep_rate")]
+    headings = {column.heading: column.show is not None for column in who}
+    lines: list[list[str]] = []
+    for name, (peak, bandwidth) in devices.items():
+        rows = roofline(candidates, batch_size=_BATCH, itemsize=2, peak=peak, bandwidth=bandwidth)
+        lines = lines or [[column.cell(row)[0] for column in who] for row in rows]
+        words = ("img/s at most", "cores", "cores in training")
+        headings |= dict.fromkeys((f"{name}: {word}" for word in words), True)
+        for line, row in zip(lines, rows, strict=True):
+            rate = row.images_per_second or 0.0
+            needed = (rate / evaluating, rate / 3 / training)
+            line += [significant(rate), *(str(math.ceil(number)) for number in needed)]
+    return pipe_table(headings, lines)
+
+
 def throughput(config: DataConfig, count: int) -> tuple[float, float]:
     """Images of `data.train_batches` a second, and a second of processor time.
 
@@ -88,15 +166,24 @@ def throughput(config: DataConfig, count: int) -> tuple[float, float]:
     return steps * config.batch_size / took, steps * config.batch_size / took_cpu
 
 
-def measure(image_size: int, count: int, threads: list[int]) -> str:
+def measure(
+    image_size: int,
+    count: int,
+    threads: list[int],
+    candidates: Sequence[Candidate],
+    devices: dict[str, tuple[float, float]],
+) -> str:
     """Runs everything on data of its own; the tables as Markdown."""
     with tempfile.TemporaryDirectory() as directory:
-        files = [path.read_bytes() for path in write_jpegs(Path(directory), _FILES)]
+        paths = write_jpegs(Path(directory), _FILES)
+        files = [path.read_bytes() for path in paths]
         config = data.make_config(
             name="folder", data_dir=directory, image_size=image_size, batch_size=16
         )
         took = stages(config, files, count)
+        of_evaluation = evaluation_stages(config, paths, count)
         rates = [throughput(dataclasses.replace(config, threads=n), count) for n in threads]
+        evaluating = evaluated(config, count)
     total = sum(took.values())
     lines = [f"DeiT's recipe at {image_size} pixels, JPEGs of {_SIZE[0]} × {_SIZE[1]}:", ""]
     lines += ["| stage | ms an image | share |", "|---|---:|---:|"]
@@ -106,14 +193,33 @@ def measure(image_size: int, count: int, threads: list[int]) -> str:
         f"| {n} | {rate:.0f} | {cpu_rate:.0f} |"
         for n, (rate, cpu_rate) in zip(threads, rates, strict=True)
     ]
-    return "\n".join(lines)
+    title = f"An evaluation: {evaluating:.0f} images/s per core (processor time)."
+    lines += ["", title, "", "| stage | ms an image |", "|---|---:|"]
+    lines += [f"| {stage} | {ms:.3f} |" for stage, ms in of_evaluation.items()]
+    lines += ["", f"Cores that keep a device busy, batches of {_BATCH} in bfloat16:", ""]
+    return "\n".join(lines) + "\n" + cores(candidates, devices, evaluating, rates[0][1])
+
+
+def _devices(names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Peaks of known devices, and of `TFLOPS:GBS`."""
+    found = {}
+    for name in names:
+        tflops, colon, gbs = name.partition(":")
+        try:
+            found[name] = (1e12 * float(tflops), 1e9 * float(gbs)) if colon else DEVICES[name]
+        except (KeyError, ValueError):
+            known = ", ".join(DEVICES)
+            raise InputError(f"--devices: expected {known} or TFLOPS:GBS; got {name!r}") from None
+    return found
 
 
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_integer("images", 400, "Images measured in each row of the table.", 1)
-    flags.DEFINE_integer("image_size", 224, "Side of the crops, in pixels.", 1)
     flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads for the whole pipeline.")
+    shared.define_candidates(_MODELS, methods=["tdm"])
+    text = f"Devices to keep busy: {', '.join(DEVICES)}, or TFLOPS:GBS."
+    flags.DEFINE_list("devices", list(DEVICES), text)
     flags.DEFINE_string("output", "", "Markdown file that the table is written to as well.")
 
 
@@ -122,10 +228,13 @@ def main() -> None:
     FLAGS = flags.FLAGS
     if not all(number.isdigit() and int(number) > 0 for number in FLAGS.threads):
         raise InputError(f"--threads: got {FLAGS.threads}, expected positive integers")
-    table = measure(FLAGS.image_size, FLAGS.images, [int(n) for n in FLAGS.threads])
+    devices, candidates = _devices(FLAGS.devices), make_candidates(**shared.candidates())
+    table = measure(
+        FLAGS.image_size or 224, FLAGS.images, list(map(int, FLAGS.threads)), candidates, devices
+    )
     print(table)
     if FLAGS.output:
-        write_text(FLAGS.output, table + "\n")
+        write_text(FLAGS.output, table)
 
 
 if __name__ == "__main__":

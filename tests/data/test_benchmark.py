@@ -1,3 +1,4 @@
+import itertools
 import os
 import re
 import subprocess
@@ -7,7 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tdm_jax.data import benchmark
+from tdm_jax import create_model
+from tdm_jax.analysis.candidate import Candidate
+from tdm_jax.analysis.roofline import DEVICES
+from tdm_jax.data import benchmark, make_config
+from tdm_jax.errors import InputError
 
 
 def run(*arguments):
@@ -32,10 +37,41 @@ def test_the_command_prints_and_writes_its_tables(tmp_path):
     result = run("--images=16", "--image_size=32", "--threads=1", f"--output={output}")
     assert result.returncode == 0, result.stderr
     assert output.read_text() in result.stdout
+    assert "| v5e: img/s at most | v5e: cores |" in output.read_text()
     shares = [int(share) for share in re.findall(r"(\d+)% \|", output.read_text())]
     assert len(shares) == 4
     assert sum(shares) == pytest.approx(100, abs=2)
     assert re.search(r"\| 1 \| \d+ \| \d+ \|", output.read_text())
+
+
+def test_cores_by_hand():
+    model = create_model("deit_tiny_patch16_224", "tdm", 0.7)
+    candidate = Candidate("tiny", "tdm", 0.7, model)
+    table = benchmark.cores([candidate], {"v5e": DEVICES["v5e"]}, 400, 100)
+    base, reduced = table.splitlines()[2:]
+    # docs/measurements.md: 40 163 and 59 739 images a second at most.
+    assert [cell.strip() for cell in base.split("|")[4:-1]] == ["40\u202f163", "101", "134"]
+    assert [cell.strip() for cell in reduced.split("|")[4:-1]] == ["59\u202f739", "150", "200"]
+
+
+def test_every_image_costs_its_processor_time(tmp_path, monkeypatch):
+    """Each stage one millisecond by the clock, and eight images by a thread."""
+    paths = benchmark.write_jpegs(tmp_path, 6)
+    config = make_config(name="folder", data_dir=str(tmp_path), image_size=32, batch_size=4)
+    clock = itertools.count()
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(clock) / 1000)
+    took = benchmark.evaluation_stages(config, paths, 3)
+    assert took == pytest.approx(
+        {"read": 1, "decode": 1, "resize": 1, "batch": 1, "join": 1 / 255}, rel=1e-2
+    )
+    assert benchmark.evaluated(config, 5) == pytest.approx(8000)
+
+
+@pytest.mark.parametrize("wrong", ["v6", "197", "a:b"])
+def test_unknown_devices(wrong):
+    with pytest.raises(InputError, match="expected v5e, H100 or TFLOPS:GBS; got"):
+        benchmark._devices([wrong])
+    assert benchmark._devices(["1:2"]) == {"1:2": (1e12, 2e9)}
 
 
 @pytest.mark.slow

@@ -28,7 +28,10 @@ class Answer:
 
 def test_the_next_batch_is_asked_for_before_the_last_ones_answers_are_fetched(monkeypatch):
     """Defect: whoever fetches first leaves the device without work while images are decoded."""
-    wait = lambda tree: tree.ready.wait(10) if isinstance(tree, Answer) else True
+
+    def wait(tree):
+        return tree.ready.wait(10) if isinstance(tree, Answer) else True
+
     monkeypatch.setattr(overlap.jax, "block_until_ready", wait)
     events, asked = [], []
 
