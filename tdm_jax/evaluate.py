@@ -16,7 +16,7 @@ import dataclasses
 from absl import flags
 from etils import epath
 
-from tdm_jax.analysis import environment, results
+from tdm_jax.analysis import environment, results, trace
 from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.analysis.evaluation import Evaluation, evaluate
 from tdm_jax.analysis.results import Column, significant
@@ -51,6 +51,7 @@ def define_flags() -> None:
     define_config(None, "Training on whose data to evaluate.")
     shared.define_data(eval_batch_size=0)
     flags.DEFINE_alias("batch_size", "eval_batch_size")
+    shared.define_trace()
     flags.DEFINE_string("output", "", "JSON file for the result.")
 
 
@@ -73,7 +74,8 @@ def main() -> None:
     )
     evaluation.check(candidates)
     name = epath.Path(FLAGS.checkpoint).name
-    rows = [evaluate(dataclasses.replace(one, name=name), evaluation) for one in candidates]
+    with trace.taken(FLAGS.trace):
+        rows = [evaluate(dataclasses.replace(one, name=name), evaluation) for one in candidates]
     print(results.markdown(rows, TABLE), end="")
     if FLAGS.output:
         about = environment.describe() | {

@@ -17,7 +17,7 @@ The same command goes on after a stop. Images that cannot be read are listed in 
 import jax
 from absl import flags
 
-from tdm_jax.analysis import prediction
+from tdm_jax.analysis import prediction, trace
 from tdm_jax.analysis.candidate import make_candidates
 from tdm_jax.cli import flags as shared
 from tdm_jax.cli import start
@@ -43,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("format", DEFAULT.format, prediction.FORMATS, "Of the shards.")
     flags.DEFINE_bool("training_images", False, "Those of the training split instead.")
     shared.define_output("the shards", default="predictions")
+    shared.define_trace()
     shared.define_processes()
 
 
@@ -61,15 +62,16 @@ def main() -> None:
     (candidate,) = make_candidates(
         methods=[FLAGS.reducer], keep_rates=rates, run_layers=layers, **shared.checkpoint()
     )
-    done = prediction.predict(
-        candidate,
-        data_config_for(candidate.model, **data),
-        "train" if FLAGS.training_images else "validation",
-        FLAGS.output,
-        wanted,
-        process=(jax.process_index(), jax.process_count()),
-        bar="images",
-    )
+    with trace.taken(FLAGS.trace):
+        done = prediction.predict(
+            candidate,
+            data_config_for(candidate.model, **data),
+            "train" if FLAGS.training_images else "validation",
+            FLAGS.output,
+            wanted,
+            process=(jax.process_index(), jax.process_count()),
+            bar="images",
+        )
     print(f"{done['written']} of {done['images']} images, {len(done['unreadable'])} unreadable")
     if done["road"] is not None:
         print(done["road"])

@@ -164,6 +164,12 @@ def preprocessing() -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def define_trace() -> None:
+    """Whether a trace is taken."""
+    text = "Folder for a profiler's trace, which says how busy devices were; for short runs."
+    flags.DEFINE_string("trace", "", text)
+
+
 def define_judging() -> None:
     """What is asked of the answers, beside their accuracy."""
     text = "Measure how true methods stay to the unreduced model, too; labels are not needed."
