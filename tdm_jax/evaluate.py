@@ -28,19 +28,13 @@ from tdm_jax.training.config import parse
 from tdm_jax.training.workdir import settings_of
 
 FLAGS = flags.FLAGS
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
-
-
 TABLE: tuple[str | Column, ...] = (
     *("model", "method", "keep_rate", "training", "top1_percent", "top5_percent", "loss"),
     *("examples", "parameters", "macs"),
     Column("road_images_per_second", "img/s from files", significant),
     Column("device_images_per_second", "img/s of devices", significant),
-    Column("device_busy", "Devices busy", _percent),
-    Column("host_data", "Host waits for images", _percent),
+    Column("device_busy", "Devices busy", lambda v: f"{100 * v:.0f}%"),
+    Column("host_data", "Host waits for images", lambda v: f"{100 * v:.0f}%"),
 )
 
 
