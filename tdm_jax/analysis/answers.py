@@ -51,7 +51,7 @@ class Forward:
         """A copy of a model's variables on every device."""
         return jax.device_put(variables, sharding.replicated(self._mesh))
 
-    def send(self, images: UInt8[np.ndarray, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    def send(self, images: UInt8[np.ndarray, "b h w c"]) -> UInt8[Array, "batch h w c"]:
         """Images before normalisation, at most a batch, filled up and under way to the devices."""
         if len(images) < self.batch_size:
             images = np.resize(images, (self.batch_size, *images.shape[1:]))
