@@ -1,11 +1,18 @@
-"""Covers tdm_jax.compile_check; what it prints is that of tests/analysis/test_compilation.py."""
+"""Covers tdm_jax.compile_check; what it prints is that of tests/analysis/test_compilation.py and
+test_pricing.py.
+"""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tdm_jax import compile_check
+from tdm_jax.errors import InputError
+from tests import commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,3 +51,26 @@ def test_the_command_stops_at_the_first_that_fits(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: data.batch_size=16 does not divide over 3 devices")
     assert done.stderr.count("\n") == 1
+
+
+def test_forward_passes(tmp_path, capsys):
+    arguments = ("--models=deit_tiny_patch16_224", "--image_size=32", "--batch_size=2")
+    commands.run(compile_check, "--topology=gpu:1x80", *arguments, f"--output={tmp_path}")
+    assert "| MB/image |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "prices.json").read_text())
+    assert written["about"]["dtype"] == "bfloat16"
+    assert written["rows"][0]["bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "forward passes; got neither"),
+        (["--config=configs/digits.py", "--models=vit"], "forward passes; got both"),
+        (["--models=vit", "--topology=gpu:1x80,gpu:2x80"], "forward passes run on one device"),
+        (["--models=vit", "--dtype=float12"], "unknown dtype 'float12'"),
+    ],
+)
+def test_what_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        commands.run(compile_check, "--topology=gpu:1x80", *arguments)

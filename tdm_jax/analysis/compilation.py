@@ -3,36 +3,22 @@
 `compile_check` is the command, and says what a topology is.
 """
 
-import contextlib
 import dataclasses
-import math
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.experimental import topologies
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 from jaxtyping import PyTree
 
-from tdm_jax.analysis.results import UNKNOWN, pipe_table
+from tdm_jax.analysis import hlo
+from tdm_jax.analysis.machines import Chip, Machine
+from tdm_jax.analysis.results import UNKNOWN, pipe_table, significant
 from tdm_jax.errors import InputError
 from tdm_jax.training.experiment import Experiment
 from tdm_jax.training.step import lower_train_step
 
 GIB = 2**30
-# Memory of one chip, from the vendor's documentation.
-TPU_MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
-_TYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-_DEFINED = re.compile(r"(?P<name>%[\w.-]+) = (?P<shapes>.*?) [a-z][\w-]*\(")
-# Of an asynchronous one, its end: the start holds operands as well.
-_COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) "
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-done)?"
-    r"\((?P<operands>[^)]*)\)(?:.*channel_id=(?P<channel>\d+))?"
-)
-_SHAPE = re.compile(r"(?P<type>[a-z]+\d*)\[(?P<dims>[\d,]*)\]")
 
 
 class DoesNotFitError(InputError):
@@ -49,7 +35,9 @@ class Check:
       temporary_bytes: activations and all else that lives during the step.
       program_bytes: the compiled step itself.
       flops: as XLA counts them, an addition and a multiplication being two.
-      collectives: kind -> (number of operations, bytes of the whole arrays).
+      moved_bytes: what its operations read and write, as XLA counts them.
+      cycles: as TPU's compiler estimates them; None for other devices.
+      collectives: what the devices send each other, by kind.
     """
 
     keep_rate: object
@@ -57,86 +45,53 @@ class Check:
     temporary_bytes: int
     program_bytes: int
     flops: float
-    collectives: dict[str, tuple[int, int]]
+    moved_bytes: float
+    cycles: int | None
+    collectives: dict[str, hlo.Moved]
 
     @property
     def total_bytes(self) -> int:
         """All of it; the next state takes the place of the old one."""
         return self.state_bytes + self.temporary_bytes + self.program_bytes
 
+    @property
+    def sent_bytes(self) -> float:
+        """What each device sends."""
+        return sum(moved.sent for moved in self.collectives.values())
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Number and bytes of the collectives in a compiled program's text.
 
-    Bytes are those of the whole arrays: of what an all-gather gives and a reduce-scatter takes.
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Seconds that a step takes at least, each for itself, as they overlap at best.
+
+    Attributes:
+      products: its operations, at the chip's peak.
+      memory: what it reads and writes, at its memory's bandwidth. Parts that stay in the faster
+        memory of the chip are counted too, so that a step may fall a little below it.
+      links: what it sends, over all links at once.
+      estimate: the compiler's cycles at the chip's clock, not a bound; None where it has none.
     """
-    defined = {match["name"]: match["shapes"] for match in _DEFINED.finditer(text)}
-    sizes: dict[str, dict[object, int]] = {}
-    computation = ""
-    for number, line in enumerate(text.splitlines()):
-        if line.startswith(("%", "ENTRY")):
-            computation = line
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        kind, shapes = match["kind"], match["shapes"]
-        if kind == "reduce-scatter":
-            shapes = " ".join(defined[name] for name in re.findall(r"%[\w.-]+", match["operands"]))
-        elif computation.startswith("%all-reduce-scatter"):
-            kind = "reduce-scatter"  # as TPU's compiler writes it
-        # TPU's compiler spreads one collective over several fusions, all on the same channel.
-        sizes.setdefault(kind, {})[match["channel"] or f"line {number}"] = _bytes(shapes)
-    return {kind: (len(each), sum(each.values())) for kind, each in sizes.items()}
 
+    products: float
+    memory: float
+    links: float
+    estimate: float | None
 
-def _bytes(shapes: str) -> int:
-    return sum(
-        _TYPE_BYTES.get(shape["type"], 4) * math.prod(int(n) for n in shape["dims"].split(",") if n)
-        for shape in _SHAPE.finditer(shapes)
-    )
-
-
-def devices_of(topology: str) -> tuple[list[jax.Device], float]:
-    """The devices that a topology stands for, and the memory of one in GiB.
-
-    Raises:
-      InputError: the topology is unknown, or the compiler for it is not installed.
-    """
-    kind, _, shape = topology.partition(":")
-    if kind == "gpu":
-        match = re.fullmatch(r"(\d+)x(\d+)", shape)
-        if match is None:
-            raise InputError(f"--topology={topology}: expected gpu:<devices>x<GiB of each>")
-        count, memory = int(match[1]), float(match[2])
-        with contextlib.suppress(RuntimeError):  # as many as there are, once there are any
-            jax.config.update("jax_num_cpu_devices", count)
-        devices = jax.devices("cpu")
-        if not 0 < count <= len(devices):
-            raise InputError(f"--topology={topology}: expected 1 to {len(devices)} devices")
-        return devices[:count], memory
-    if kind not in TPU_MEMORY_GIB:
-        raise InputError(
-            f"--topology={topology}: expected gpu:<devices>x<GiB>, or one of "
-            f"{', '.join(f'{name}:<shape>' for name in TPU_MEMORY_GIB)}"
+    @classmethod
+    def of(cls, check: Check, chip: Chip) -> "Bounds":
+        """What a chip needs."""
+        known = check.cycles is not None and chip.clock is not None
+        return cls(
+            products=check.flops / chip.flops,
+            memory=check.moved_bytes / chip.bandwidth,
+            links=check.sent_bytes / chip.links,
+            estimate=check.cycles / chip.clock if known else None,  # type: ignore[operator]
         )
-    # Where there is no TPU, the library must not look for one, nor keep others from compiling.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    # Hosts have 2 x 2 chips, but one chip is to be had by itself.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if set(shape.split("x")) == {"1"} else {}
-    try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
-    except Exception as error:  # the library is missing, or it does not know the shape
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--topology={topology} cannot be had ({reason}); expected a shape like v5e:4x4, and "
-            'the TPU compiler: pip install "jax[tpu]"'
-        ) from error
-    chips = math.prod(int(n) for n in shape.split("x"))
-    return description.devices, TPU_MEMORY_GIB[kind] * chips / len(description.devices)
+
+    @property
+    def seconds(self) -> float:
+        """What a step takes: the largest of them."""
+        return max(self.products, self.memory, self.links, self.estimate or 0.0)
 
 
 def check(experiment: Experiment, devices: list[Any], phase: int, teacher: PyTree = None) -> Check:
@@ -148,85 +103,140 @@ def check(experiment: Experiment, devices: list[Any], phase: int, teacher: PyTre
     """
     mesh = experiment.make_mesh(devices)
     recipe = experiment.phase_recipe(phase)
-    lowered = lower_train_step(recipe, mesh, experiment.abstract_state(), teacher)
+    compiled = compiled_for(lower_train_step(recipe, mesh, experiment.abstract_state(), teacher))
+    return _read(compiled, experiment.phases[phase].keep_rate, len(devices))
+
+
+def compiled_for(lowered: Lowered) -> Compiled:
+    """Compiles a program for the devices that it was lowered for.
+
+    Raises:
+      DoesNotFitError: the compiler runs out of their memory.
+    """
     try:
-        compiled = lowered.compile()
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(str(error).splitlines()[0]) from error
-    return _read(compiled, experiment.phases[phase].keep_rate)
 
 
-def _read(compiled: Compiled, keep_rate: object) -> Check:
+def _read(compiled: Compiled, keep_rate: object, devices: int) -> Check:
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
+    text = compiled.as_text() or ""
     return Check(
         keep_rate=keep_rate,
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         program_bytes=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
-        collectives=collectives(compiled.as_text() or ""),
+        moved_bytes=cost["bytes accessed"],
+        cycles=sum(hlo.cycles(text).values()) or None,
+        collectives=hlo.collectives(text, devices),
     )
 
 
-def report(checks: list[Check]) -> str:
+def report(checks: Sequence[Check]) -> str:
     """A table, one row a phase."""
     kinds = list(dict.fromkeys(kind for check in checks for kind in check.collectives))
     parts = ("State", "Temporaries", "Program", "Total")
-    headings = ["Keep rate", *(f"{part} (GiB)" for part in parts), "GFLOPs a step", *kinds]
+    headings = ["Keep rate", *(f"{part} (GiB)" for part in parts), "GFLOPs a step", *kinds, "Sent"]
     rows = []
     for check in checks:
         sizes = (check.state_bytes, check.temporary_bytes, check.program_bytes, check.total_bytes)
         moved = [check.collectives.get(kind) for kind in kinds]
         rows.append(
             [
-                UNKNOWN if check.keep_rate is None else str(check.keep_rate),
+                _rate(check),
                 *(f"{size / GIB:.2f}" for size in sizes),
                 f"{check.flops / 1e9:,.0f}",
-                *(f"{m[0]} ({m[1] / 2**20:.1f} MiB)" if m else UNKNOWN for m in moved),
+                *(f"{m.count} ({m.bytes / 2**20:.1f} MiB)" if m else UNKNOWN for m in moved),
+                f"{check.sent_bytes / 2**20:.1f} MiB",
             ]
         )
     return pipe_table(dict.fromkeys(headings, True), rows)
 
 
+def speed_report(
+    checks: Sequence[Check], machine: Machine, batch_size: int, decoded_per_core: float
+) -> str:
+    """A table of how fast a step can be, one row a phase, and what that asks of the hosts.
+
+    Args:
+      checks: of the phases.
+      machine: what its chips can do has to be known.
+      batch_size: images of a step.
+      decoded_per_core: images that one of a host's processors reads, decodes and augments in a
+        second.
+    """
+    assert machine.chip is not None
+    headings = [
+        *("Keep rate", "Products (ms)", "Memory (ms)", "Links (ms)", "Compiler (ms)"),
+        *("img/s at most", "Processors for that, a device", "It has", "Hosts allow img/s"),
+    ]
+    rows = []
+    for check in checks:
+        bounds = Bounds.of(check, machine.chip)
+        each = (bounds.products, bounds.memory, bounds.links, bounds.estimate)
+        rate = batch_size / bounds.seconds
+        count = len(machine.devices)
+        rows.append(
+            [
+                _rate(check),
+                *(UNKNOWN if s is None else significant(1e3 * s) for s in each),
+                significant(rate),
+                significant(rate / count / decoded_per_core),
+                f"{machine.chip.processors:g}",
+                significant(machine.chip.processors * count * decoded_per_core),
+            ]
+        )
+    return pipe_table(dict.fromkeys(headings, True), rows)
+
+
+def _rate(check: Check) -> str:
+    return UNKNOWN if check.keep_rate is None else str(check.keep_rate)
+
+
 def check_machines(
-    machines: Mapping[str, tuple[list[Any], float]],
+    machines: Sequence[Machine],
     experiment: Experiment,
+    decoded_per_core: float,
     teacher_variables: PyTree = None,
 ) -> None:
     """Prints a report of each machine, smaller ones first, up to the first that fits.
 
     Args:
-      machines: by topology, what `devices_of` gives.
+      machines: by what `find_machine` gives.
       experiment: what is to be trained.
+      decoded_per_core: see `speed_report`.
       teacher_variables: of its teacher, if it has one.
 
     Raises:
       InputError: the batch does not divide over one of them, or none fits.
     """
-    for devices, _ in machines.values():
-        experiment.make_mesh(devices)
-    for name, machine in machines.items():
-        reason = _misfit(name, experiment, *machine, teacher_variables)
+    for machine in machines:
+        experiment.make_mesh(machine.devices)
+    for machine in machines:
+        reason = _misfit(machine, experiment, decoded_per_core, teacher_variables)
         if reason is None:
             return
         print(f"does not fit: {reason}\n", flush=True)
     raise InputError(
-        f"no fit on {', '.join(machines)}; more devices, a smaller batch, accumulate, "
-        "model.remat or mesh.fsdp would help"
+        f"no fit on {', '.join(machine.name for machine in machines)}; more devices, a smaller "
+        "batch, accumulate, model.remat or mesh.fsdp would help"
     )
 
 
 def _misfit(
-    name: str, experiment: Experiment, devices: list[Any], memory: float, teacher: PyTree
+    machine: Machine, experiment: Experiment, decoded_per_core: float, teacher: PyTree
 ) -> str | None:
-    """Prints the report for one topology; returns why it does not fit, or None."""
+    """Prints the report for one machine; returns why it does not fit, or None."""
+    devices, memory = machine.devices, machine.memory
     mesh, batch = experiment.make_mesh(devices), experiment.settings.data.batch_size
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(
-        f"{name}: {mesh.size} devices of {memory:g} GiB ({axes}), batch {batch}, "
+        f"{machine.name}: {mesh.size} devices of {memory:g} GiB ({axes}), batch {batch}, "
         f"{batch // mesh.size} on each; each device:",
         flush=True,
     )
@@ -237,6 +247,9 @@ def _misfit(
     except DoesNotFitError as error:
         return str(error)
     print(report(checks), end="", flush=True)
+    if machine.chip is not None:
+        speed = speed_report(checks, machine, batch, decoded_per_core)
+        print(f"at best, a step:\n{speed}", end="", flush=True)
     most = max(each.total_bytes for each in checks) / GIB
     if most > memory:
         return f"{most:.2f} GiB on a device of {memory:g} GiB"

@@ -50,6 +50,9 @@ class Result:
         host_answers: where its time went, see `parallel.overlap.Road`.
       operations, bytes, intensity, bound: what a forward pass computes and moves for one image,
         their quotient, and which of the two bounds it.
+      cycles: of a forward pass, by a compiler's estimate, which part of them is `attention_cycles`,
+        `mlp_cycles`, `stage_cycles`, and what it has no price for (`unpriced` operations).
+      temporary_bytes: what a forward pass needs besides weights and images.
       latency_seconds: of one call; here and below medians, beside lower and upper quartiles.
       images_per_second, speedup: the latter over the unreduced model in the same rounds.
       reduction_share: part of the time that goes into choosing and merging.
@@ -119,6 +122,12 @@ class Result:
     bytes: float | None = None
     intensity: float | None = None
     bound: str | None = None
+    cycles: int | None = None
+    attention_cycles: int | None = None
+    mlp_cycles: int | None = None
+    stage_cycles: int | None = None
+    unpriced: int | None = None
+    temporary_bytes: int | None = None
     latency_seconds: float | None = None
     latency_quartiles: tuple[float, float] | None = None
     images_per_second: float | None = None
