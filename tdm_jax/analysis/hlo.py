@@ -24,7 +24,7 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_UNPRICED = re.compile(r" (?:sort|gather|scatter)\(")
+_UNPRICED = re.compile(r' (?:sort|gather|scatter)\(|custom_call_target="tpu_custom_call"')
 _IN_BLOCK = re.compile(r'op_name="[^"]*/blocks_\d+/(?P<module>\w+)')
 REST = "rest"
 _PARTS = dict.fromkeys(("attn", "norm1", "ls1"), "attention")
@@ -110,7 +110,7 @@ def cycles(text: str) -> dict[str, int]:
 
 
 def unpriced(text: str) -> int:
-    """How many gathers, scatters and sorts run, which have no estimate of cycles."""
+    """How many gathers, scatters, sorts and kernels run, which have no estimate of cycles."""
     return sum(line.runs for line in _lines(text) if _UNPRICED.search(line.text))
 
 

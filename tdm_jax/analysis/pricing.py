@@ -1,7 +1,7 @@
 """What a compiler says a forward pass costs on a device that is not there: compiled, not run.
 
-TPU's compiler prices its own program: estimated cycles, bytes, temporary memory. Gathers, scatters
-and sorts have no price, so their number stands beside; what they cost comes on top.
+TPU's compiler prices its own program: estimated cycles, bytes, temporary memory. Gathers, scatters,
+sorts and kernels have no price, so their number stands beside; what they cost comes on top.
 """
 
 import contextlib

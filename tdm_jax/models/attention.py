@@ -179,7 +179,7 @@ class Attention(nn.Module):
         if isinstance(key_weight, KeyMask):
             y = masked_attention(q, k, v, key_weight.mask)
         else:
-            y = attend(q, k, v, bias)
+            y = attend(q, k, v, bias, packed=qkv if rotation is None else None)
         y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
         class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
         return y, AttentionView(q, k, v, class_query, bias, self.prefix, unturned, x)

@@ -8,7 +8,8 @@ import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdm_jax.ops.platform import by_platform, in_reverse_mode, is_portable
+from tdm_jax.ops import pallas_attention
+from tdm_jax.ops.platform import by_platform, in_reverse_mode, is_for_tpu, is_portable
 
 _ROWS = 256  # queries that a CPU's fused attention takes at its full speed
 
@@ -18,11 +19,25 @@ def attend(
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
+    packed: Float[Array, "b t c"] | None = None,
 ) -> Float[Array, "b t h k"]:
     """Softmax attention, `bias` added to each key's logits; the softmax is float32's.
 
-    On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel.
+    On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel; on TPUs, in
+    bfloat16 and where nothing is trained, by one of our own.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      bias: of each key.
+      packed: the array that `q`, `k` and `v` are the thirds of, if there is one.
     """
+    if _has_tpu_kernel(q):
+        b, t, h, _ = q.shape
+        parts = (q, k, v) if packed is None else (packed,)
+        y = by_tpu_kernel(tuple(x.reshape(b, t, -1) for x in parts), bias, h)
+        return y.reshape(q.shape)
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[1] > _ROWS:
         forms["cpu"] = by_blocks
@@ -32,6 +47,13 @@ def attend(
         return by_products(q, k, v, bias)
     biased = () if bias is None else (bias,)
     return by_platform(q, k, v, *biased, reference=by_products, **forms)
+
+
+def _has_tpu_kernel(q: Float[Array, "b t h k"]) -> bool:
+    # Its gradient keeps nothing of it: a training step would compute the products besides.
+    if not is_for_tpu() or is_portable() or in_reverse_mode():
+        return False
+    return q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
 
 
 def _has_cudnn_kernel(q: Float[Array, "b t h k"]) -> bool:
@@ -121,3 +143,28 @@ def _by_cudnn_forward(
 
 
 by_cudnn_backward.defvjp(_by_cudnn_forward, lambda backward, cotangent: backward(cotangent))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def by_tpu_kernel(
+    parts: tuple[Float[Array, "b t c"], ...], bias: Float[Array, "b t"] | None, num_heads: int
+) -> Float[Array, "b t d"]:
+    """No n x n map in memory (docs/measurements.md, TPU, "attention as one kernel").
+
+    It differentiates as `by_products` does, whose parts `parts` are side by side, or apart.
+    """
+    return pallas_attention.fused_attention(parts, bias, num_heads)
+
+
+@by_tpu_kernel.defjvp
+def _by_tpu_kernel_jvp(
+    num_heads: int, primals: tuple, tangents: tuple
+) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+    @jax.checkpoint
+    def plain(parts: tuple[Array, ...], bias: Array | None) -> Array:
+        qkv = parts if len(parts) == 3 else jnp.split(parts[0], 3, axis=-1)
+        b, t, d = qkv[0].shape
+        return by_products(*(x.reshape(b, t, num_heads, -1) for x in qkv), bias).reshape(b, t, d)
+
+    _, tangent = jax.jvp(plain, primals, tangents)
+    return by_tpu_kernel(*primals, num_heads), tangent

@@ -51,11 +51,18 @@ def by_platform(*args: Any, reference: Callable[..., Any], **forms: Callable[...
     return forms.get(platform, reference)(*args)
 
 
+def is_for_tpu() -> bool:
+    """Whether the program that is being traced is for TPUs alone: pinned to them, or on one."""
+    if _pinned.value is not None:
+        return _pinned.value == "tpu"
+    return jax.default_backend() == "tpu"
+
+
 def reverse_mode() -> contextlib.AbstractContextManager:
     """Traces operations in forms that `jax.grad` alone can differentiate, where those save memory.
 
     Without it `jax.jvp` and `jax.linearize` work everywhere. A training step, which needs neither,
-    is traced under it. It concerns cuDNN's attention: see `tdm_jax.ops.attention`.
+    is traced under it. It concerns the kernels of `tdm_jax.ops.attention`.
     """
     return _reverse_mode(True)
 
@@ -68,7 +75,7 @@ def in_reverse_mode() -> bool:
 def portable() -> contextlib.AbstractContextManager:
     """Traces no kernel that only the device at hand has, so that a program runs on others too.
 
-    It concerns cuDNN's attention: see `tdm_jax.ops.attention`.
+    It concerns cuDNN's attention and TPUs': see `tdm_jax.ops.attention`.
     """
     return _portable(True)
 

@@ -39,6 +39,8 @@ backend_config={"known_trip_count":{"n":"12"}}
 backend_config={"estimated_cycles":"7"}
   %u = f32[8]{0} fusion(%t), metadata={op_name="jit/ViT/blocks_3/top_k"}, \
 backend_config={"estimated_cycles":"5"}
+  %k = f32[8]{0} custom-call(%u), custom_call_target="tpu_custom_call"
+  %l = f32[8]{0} custom-call(%k), custom_call_target="ConcatBitcast"
   ROOT %v = f32[8]{0} sort(%u), backend_config={"estimated_cycles":"1"}
 }
 """
@@ -57,7 +59,7 @@ def test_collectives_are_read_from_the_program():
 def test_a_loop_counts_as_often_as_it_runs():
     assert hlo.collectives(LOOP, 4) == {"all-reduce": (12, 12 * 32, pytest.approx(12 * 48))}
     assert hlo.cycles(LOOP) == {"attention": 120, "mlp": 7, "stage": 5, hlo.REST: 1}
-    assert hlo.unpriced(LOOP) == 12 + 1
+    assert hlo.unpriced(LOOP) == 12 + 1 + 1
 
 
 def test_other_compilers_estimate_nothing():

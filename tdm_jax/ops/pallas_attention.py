@@ -1,0 +1,150 @@
+"""Attention as one kernel for TPUs: no n x n map, and no change of layout, in memory.
+
+XLA stores the map, and lays queries, keys, values and what comes out anew for it: together two
+thirds of a block (docs/measurements.md, TPU, "attention as one kernel"). The kernel reads the
+heads where the linear map wrote them, as many as fill a tile of 128 channels at a time.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+LANES = 128
+_LOGITS = 2**18  # of a head at a time: 1 MiB of the chip's fast memory
+_TOKENS = 512  # of short sequences so many at a time: what is read next has to arrive meanwhile
+
+
+def fits(heads: int, channels: int) -> bool:
+    """Whether so many heads of so many channels fill whole tiles."""
+    return LANES % channels == 0 and heads * channels % LANES == 0
+
+
+def fused_attention(
+    parts: Sequence[Float[Array, "b t c"]],
+    bias: Float[Array, "b t"] | None,
+    num_heads: int,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t d"]:
+    """Softmax attention in bfloat16 or float32, the softmax in float32.
+
+    Args:
+      parts: queries, keys and values, the heads of each side by side; or one array, which has them
+        side by side.
+      bias: added to each key's logits.
+      num_heads: must fit, see `fits`.
+      interpret: runs it anywhere, slowly.
+    """
+    biases = () if bias is None else (bias[:, None],)
+    count = len(parts)
+
+    def call(*arrays: Array) -> Array:
+        return _call(arrays[:count], arrays[count:], num_heads, interpret)
+
+    return _batched(_partitioned(call, count + len(biases)))(*parts, *biases)
+
+
+def _batched(call: Any) -> Any:
+    """Under `jax.vmap` the images of all batches are one batch."""
+    batched = custom_vmap(call)
+
+    @batched.def_vmap
+    def _(size: int, is_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        every = [
+            x if own else jnp.broadcast_to(x, (size, *x.shape))
+            for x, own in zip(arrays, is_batched, strict=True)
+        ]
+        y = batched(*(x.reshape(-1, *x.shape[2:]) for x in every))
+        return y.reshape(size, -1, *y.shape[1:]), True
+
+    return batched
+
+
+def _partitioned(call: Any, operands: int) -> Any:
+    """Devices that share a batch take their own images each."""
+    partitioned = custom_partitioning(call)
+
+    def partition(mesh: Mesh, operands: Any, result: Any) -> tuple:
+        spec = operands[0].sharding.spec
+        rows = NamedSharding(mesh, PartitionSpec(spec[0] if len(spec) else None, None, None))
+        return mesh, call, rows, (rows,) * len(operands)
+
+    sides = [(f"t{n}", f"c{n}") for n in range(operands + 1)]
+    *given, answer = (f"b {tokens} {channels}" for tokens, channels in sides)
+    partitioned.def_partition(
+        partition=partition,
+        sharding_rule=f"{', '.join(given)} -> {answer}",
+        need_replication_factors=tuple(itertools.chain(*sides)),
+    )
+    return partitioned
+
+
+def _call(
+    parts: tuple[Array, ...], bias: tuple[Array, ...], num_heads: int, interpret: bool
+) -> Array:
+    from jax.experimental import pallas as pl  # it takes a while, and TPUs alone need it
+    from jax.experimental.pallas import tpu as pltpu
+
+    packed = len(parts) == 1
+    b, t, width = parts[0].shape
+    d = width // 3 if packed else width
+    tiles = d // LANES
+    images = next(n for n in range(max(1, _TOKENS // t), 0, -1) if b % n == 0)
+    rows = t if t * t <= _LOGITS else max(16, _LOGITS // t // 16 * 16)
+
+    def tile(part: int, size: int, whole: bool) -> Any:
+        first = part * tiles if packed else 0
+        return pl.BlockSpec(
+            (images, size, LANES), lambda i, j, k: (i, 0 if whole else k, first + j)
+        )
+
+    kernel = pl.pallas_call(
+        functools.partial(_kernel, channels=d // num_heads),
+        grid=(b // images, tiles, pl.cdiv(t, rows)),
+        in_specs=[
+            tile(0, rows, False),
+            tile(1, t, True),
+            tile(2, t, True),
+            *(pl.BlockSpec((images, 1, t), lambda i, j, k: (i, 0, 0)) for _ in bias),
+        ],
+        out_specs=pl.BlockSpec((images, rows, LANES), lambda i, j, k: (i, k, j)),
+        out_shape=jax.ShapeDtypeStruct((b, t, d), parts[0].dtype),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * b * t * t * d,
+            transcendentals=b * t * t * num_heads,
+            bytes_accessed=4 * b * t * d * parts[0].dtype.itemsize,
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
+        interpret=interpret,
+        name="attention",
+    )
+    return kernel(*(parts * 3 if packed else parts), *bias)
+
+
+def _kernel(q_ref: Any, k_ref: Any, v_ref: Any, *others: Any, channels: int) -> None:
+    """Some images, one tile of heads, some queries, all keys; see `attention.by_products`."""
+    *bias_ref, out_ref = others
+
+    def image(i: Array, _: None) -> None:
+        heads = []
+        for first in range(0, LANES, channels):
+            own = slice(first, first + channels)
+            q, k, v = (ref[i, :, own] for ref in (q_ref, k_ref, v_ref))
+            q = q * jnp.asarray(channels**-0.5, q.dtype)
+            logits = jnp.einsum("qk,tk->qt", q, k, preferred_element_type=jnp.float32)
+            for ref in bias_ref:
+                logits = logits + ref[i]
+            share = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+            y = jnp.dot(share.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            heads.append(y / share.sum(axis=-1, keepdims=True))
+        out_ref[i] = jnp.concatenate(heads, axis=-1).astype(out_ref.dtype)
+
+    jax.lax.fori_loop(0, out_ref.shape[0], image, None)
