@@ -62,14 +62,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds that a step takes at least, each for itself, as they overlap at best.
+    """Seconds that the parts of a step take, which overlap at best.
 
     Attributes:
       products: its operations, at the chip's peak.
-      memory: what it reads and writes, at its memory's bandwidth. Parts that stay in the faster
-        memory of the chip are counted too, so that a step may fall a little below it.
+      memory: what its operations read and write, at its memory's bandwidth; what stays on the chip
+        is counted too, so that a step may take a little less.
       links: what it sends, over all links at once.
-      estimate: the compiler's cycles at the chip's clock, not a bound; None where it has none.
+      estimate: the compiler's cycles at the chip's clock; None where one of them is not known.
     """
 
     products: float
@@ -151,7 +151,7 @@ def report(checks: Sequence[Check]) -> str:
                 _rate(check),
                 *(f"{size / GIB:.2f}" for size in sizes),
                 f"{check.flops / 1e9:,.0f}",
-                *(f"{m.count} ({m.bytes / 2**20:.1f} MiB)" if m else UNKNOWN for m in moved),
+                *(f"{m.operations} ({m.bytes / 2**20:.1f} MiB)" if m else UNKNOWN for m in moved),
                 f"{check.sent_bytes / 2**20:.1f} MiB",
             ]
         )
@@ -173,7 +173,7 @@ def speed_report(
     assert machine.chip is not None
     headings = [
         *("Keep rate", "Products (ms)", "Memory (ms)", "Links (ms)", "Compiler (ms)"),
-        *("img/s at most", "Processors for that, a device", "It has", "Hosts allow img/s"),
+        *("img/s at best", "Processors for that, a device", "It has", "Hosts allow img/s"),
     ]
     rows = []
     for check in checks:

@@ -15,8 +15,12 @@ _COLLECTIVE = re.compile(
     r"\((?P<operands>[^)]*)\)"
 )
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-# {{0,1},{2,3}} lists the groups; [2,4]<=[8] says that there are two of four.
-_GROUPS = re.compile(r"replica_groups=(?:\{\{(?P<first>[\d,]*)\}|\[\d+,(?P<size>\d+)\]<=)")
+# {{0,1},{2,3}} lists the groups; [2,4]<=[8] says that there are two of four; the third names the
+# axes of a mesh, mesh['axis_0'=2,'axis_1'=4] {'axis_1'}.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{(?P<first>[\d,]*)\}|\[\d+,(?P<size>\d+)\]<="
+    r"|mesh\[(?P<mesh>[^\]]*)\].*? \{(?P<axes>'[^}]*)\})"
+)
 _SHAPE = re.compile(r"(?P<type>[a-z]+\d*)\[(?P<dims>[\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|condition|body|branch_computations|called_computations)="
@@ -43,12 +47,12 @@ class Moved(NamedTuple):
     """Collectives of one kind.
 
     Attributes:
-      count: operations.
+      operations: how many.
       bytes: of the whole arrays: of what an all-gather gives and a reduce-scatter takes.
       sent: bytes that each device sends for them, each group being a ring.
     """
 
-    count: int
+    operations: int
     bytes: int
     sent: float
 
@@ -82,11 +86,12 @@ def collectives(text: str, devices: int) -> dict[str, Moved]:
         said = line.text if "-done(" not in line.text else by_name.get(operands[0], "")
         if kind == "reduce-scatter":
             shapes = " ".join(defined[name] for name in operands)
-        elif line.computation.startswith("%all-reduce-scatter"):
-            kind = "reduce-scatter"  # as TPU's compiler writes it
         channel, size = _CHANNEL.search(said), _bytes(shapes)
-        sent = size * _SENT[kind](_group(said, devices))
         key = channel[1] if channel else f"line {number}"
+        if line.computation.startswith("%all-reduce-scatter"):
+            # As TPU's compiler writes a reduce-scatter; several may say the same channel.
+            kind, key = "reduce-scatter", line.computation
+        sent = size * _SENT[kind](_group(said, devices))
         each[kind, key] = Moved(line.runs, line.runs * size, line.runs * sent)
     kinds = dict.fromkeys(kind for kind, _ in each)
     return {
@@ -153,6 +158,9 @@ def _group(line: str, devices: int) -> int:
     match = _GROUPS.search(line)
     if match is None:
         return devices
+    if match["mesh"]:
+        sizes = dict(axis.split("=") for axis in match["mesh"].split(","))
+        return math.prod(int(sizes[axis]) for axis in match["axes"].split(","))
     return int(match["size"] or 0) or match["first"].count(",") + 1
 
 

@@ -92,8 +92,8 @@ def find_machine(topology: str) -> Machine:
         ) from error
     # A device is a chip, or one of its cores.
     share = math.prod(int(n) for n in shape.split("x")) / len(description.devices)
-    chip = TPUS[kind]
-    each = Chip(*(share * value for value in chip[:-1]), clock=chip.clock)
+    *figures, clock = TPUS[kind]
+    each = Chip(*(share * figure for figure in figures), clock)
     return Machine(topology, list(description.devices), each.memory, each)
 
 

@@ -53,7 +53,8 @@ def _has_tpu_kernel(q: Float[Array, "b t h k"]) -> bool:
     # Its gradient keeps nothing of it: a training step would compute the products besides.
     if not is_for_tpu() or is_portable() or in_reverse_mode():
         return False
-    return q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
+    sized = isinstance(q.shape[0], int)  # no symbol of jax.export
+    return sized and q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
 
 
 def _has_cudnn_kernel(q: Float[Array, "b t h k"]) -> bool:
@@ -162,9 +163,10 @@ def _by_tpu_kernel_jvp(
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
     @jax.checkpoint
     def plain(parts: tuple[Array, ...], bias: Array | None) -> Array:
-        qkv = parts if len(parts) == 3 else jnp.split(parts[0], 3, axis=-1)
-        b, t, d = qkv[0].shape
-        return by_products(*(x.reshape(b, t, num_heads, -1) for x in qkv), bias).reshape(b, t, d)
+        q, k, v = parts if len(parts) == 3 else jnp.split(parts[0], 3, axis=-1)
+        q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))
+        y = by_products(q, k, v, bias)
+        return y.reshape(*y.shape[:2], -1)
 
     _, tangent = jax.jvp(plain, primals, tangents)
     return by_tpu_kernel(*primals, num_heads), tangent

@@ -7,7 +7,7 @@ heads where the linear map wrote them, as many as fill a tile of 128 channels at
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,23 +31,23 @@ def fused_attention(
     parts: Sequence[Float[Array, "b t c"]],
     bias: Float[Array, "b t"] | None,
     num_heads: int,
-    *,
-    interpret: bool = False,
 ) -> Float[Array, "b t d"]:
-    """Softmax attention in bfloat16 or float32, the softmax in float32.
+    """Softmax attention, the softmax in float32; where there is no TPU, in Pallas's interpreter.
 
     Args:
       parts: queries, keys and values, the heads of each side by side; or one array, which has them
         side by side.
       bias: added to each key's logits.
       num_heads: must fit, see `fits`.
-      interpret: runs it anywhere, slowly.
     """
     biases = () if bias is None else (bias[:, None],)
     count = len(parts)
 
+    def form(interpret: bool) -> Callable[..., Array]:
+        return lambda *arrays: _call(arrays[:count], arrays[count:], num_heads, interpret)
+
     def call(*arrays: Array) -> Array:
-        return _call(arrays[:count], arrays[count:], num_heads, interpret)
+        return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
 
     return _batched(_partitioned(call, count + len(biases)))(*parts, *biases)
 

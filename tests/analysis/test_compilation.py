@@ -70,7 +70,7 @@ def test_what_a_machine_can_do_is_reported_where_it_is_known(monkeypatch, capsys
     monkeypatch.setattr(compilation, "check", lambda *args: SMALL)
     for chip in (None, CHIP):
         compilation.check_machines([Machine("it", jax.devices(), 1.0, chip)], experiment(), 330.0)
-        assert ("img/s at most" in capsys.readouterr().out) == (chip is not None)
+        assert ("img/s at best" in capsys.readouterr().out) == (chip is not None)
 
 
 def test_what_fits_nowhere(monkeypatch):

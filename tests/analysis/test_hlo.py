@@ -7,6 +7,9 @@ TEXT = """
   %f = bf16[64,512]{1,0} all-reduce(%input.2), channel_id=7, replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %g = bf16[16,512]{1,0} dynamic-slice(%f, %i, %j)
 }
+%all-reduce-scatter.3 (input.2: bf16[32,512]) -> bf16[8,512] {
+  %f = bf16[32,512]{1,0} all-reduce(%input.2), channel_id=7, replica_groups=mesh['a'=2,'b'=4,'c'=2], device_ids=([4,4]T(1,0)) {'b','c'}, to_apply=%add
+}
 %async_collective_fusion.1 (param_0.1: bf16[16,512]) -> bf16[64,512] {
   %h = bf16[64,512]{1,0} all-gather(%param_0.1), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}
 }
@@ -51,7 +54,11 @@ def test_collectives_are_read_from_the_program():
     assert hlo.collectives(TEXT, 8) == {
         "all-reduce": (1, reduced, pytest.approx(2 * 7 / 8 * reduced)),
         "all-gather": (2, gathered + 4096, pytest.approx(7 / 8 * gathered + 4096 / 2)),
-        "reduce-scatter": (2, gathered + 2048, pytest.approx(3 / 4 * gathered + 7 / 8 * 2048)),
+        "reduce-scatter": (
+            3,
+            3 / 2 * gathered + 2048,
+            pytest.approx((3 / 4 + 7 / 8 / 2) * gathered + 7 / 8 * 2048),
+        ),
         "collective-permute": (1, 40, 40),
     }
 

@@ -1,7 +1,5 @@
 """The TPU's kernel in Pallas's interpreter; its gradient is that of the products."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +16,7 @@ from tdm_jax.parallel.sharding import MeshConfig, make_mesh
 def calls(monkeypatch):
     """How many arrays the kernel was given, each time it was traced."""
     counts = []
-    kernel = functools.partial(pallas_attention.fused_attention, interpret=True)
+    kernel = pallas_attention.fused_attention
 
     def counted(parts, bias, num_heads):
         counts.append(len(parts))
