@@ -3,6 +3,7 @@
 `compile_check` is the command, and says what a topology is.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from tdm_jax.analysis import hlo
 from tdm_jax.analysis.machines import Chip, Machine
 from tdm_jax.analysis.results import UNKNOWN, pipe_table, significant
 from tdm_jax.errors import InputError
+from tdm_jax.ops.platform import pinned
 from tdm_jax.training.experiment import Experiment
 from tdm_jax.training.step import lower_train_step
 
@@ -103,8 +105,15 @@ def check(experiment: Experiment, devices: list[Any], phase: int, teacher: PyTre
     """
     mesh = experiment.make_mesh(devices)
     recipe = experiment.phase_recipe(phase)
-    compiled = compiled_for(lower_train_step(recipe, mesh, experiment.abstract_state(), teacher))
+    with for_platform_of(devices[0]):
+        lowered = lower_train_step(recipe, mesh, experiment.abstract_state(), teacher)
+    compiled = compiled_for(lowered)
     return _read(compiled, experiment.phases[phase].keep_rate, len(devices))
+
+
+def for_platform_of(device: Any) -> contextlib.AbstractContextManager:
+    """Traces programs as they would be where the device is."""
+    return pinned("tpu") if device.platform == "tpu" else contextlib.nullcontext()
 
 
 def compiled_for(lowered: Lowered) -> Compiled:

@@ -4,7 +4,6 @@ TPU's compiler prices its own program: estimated cycles, bytes, temporary memory
 sorts and kernels have no price, so their number stands beside; what they cost comes on top.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +14,10 @@ from jax.stages import Lowered
 
 from tdm_jax.analysis import hlo
 from tdm_jax.analysis.candidate import Candidate, with_baselines
-from tdm_jax.analysis.compilation import DoesNotFitError, compiled_for
+from tdm_jax.analysis.compilation import DoesNotFitError, compiled_for, for_platform_of
 from tdm_jax.analysis.machines import Machine
 from tdm_jax.analysis.results import COLUMNS, Column, Result, significant
 from tdm_jax.models.vit import VisionTransformer
-from tdm_jax.ops.platform import pinned
 
 
 def _mega(value: float) -> str:
@@ -52,8 +50,7 @@ def lower_forward(model: VisionTransformer, batch_size: int, device: Any) -> Low
         in_shardings=where,
         out_shardings=where,
     )
-    # For its own platform, as it would be traced there.
-    with pinned("tpu") if device.platform == "tpu" else contextlib.nullcontext():
+    with for_platform_of(device):
         return forward.lower(variables, images)
 
 

@@ -24,7 +24,7 @@ def attend(
     """Softmax attention, `bias` added to each key's logits; the softmax is float32's.
 
     On NVIDIA GPUs, in half precision and without a bias, by cuDNN's fused kernel; on TPUs, in
-    bfloat16 and where nothing is trained, by one of our own.
+    bfloat16, by one of our own.
 
     Args:
       q: queries.
@@ -36,8 +36,11 @@ def attend(
     if _has_tpu_kernel(q):
         b, t, h, _ = q.shape
         parts = (q, k, v) if packed is None else (packed,)
-        y = by_tpu_kernel(tuple(x.reshape(b, t, -1) for x in parts), bias, h)
-        return y.reshape(q.shape)
+        if not in_reverse_mode():
+            y = by_tpu_kernel(tuple(x.reshape(b, t, -1) for x in parts), bias, h)
+            return y.reshape(q.shape)
+        if packed is not None and bias is None and pallas_attention.has_gradient(t, q[0, 0].size):
+            return by_tpu_kernel_backward(packed, h).reshape(q.shape)
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[1] > _ROWS:
         forms["cpu"] = by_blocks
@@ -50,11 +53,9 @@ def attend(
 
 
 def _has_tpu_kernel(q: Float[Array, "b t h k"]) -> bool:
-    # Its gradient keeps nothing of it: a training step would compute the products besides.
-    if not is_for_tpu() or is_portable() or in_reverse_mode():
-        return False
     sized = isinstance(q.shape[0], int)  # no symbol of jax.export
-    return sized and q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
+    ours = is_for_tpu() and not is_portable() and sized
+    return ours and q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
 
 
 def _has_cudnn_kernel(q: Float[Array, "b t h k"]) -> bool:
@@ -170,3 +171,17 @@ def _by_tpu_kernel_jvp(
 
     _, tangent = jax.jvp(plain, primals, tangents)
     return by_tpu_kernel(*primals, num_heads), tangent
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def by_tpu_kernel_backward(packed: Float[Array, "b t c"], num_heads: int) -> Float[Array, "b t d"]:
+    """No map in the backward pass either, but no forward mode."""
+    return pallas_attention.fused_attention((packed,), None, num_heads)
+
+
+by_tpu_kernel_backward.defvjp(
+    lambda packed, num_heads: (by_tpu_kernel_backward(packed, num_heads), packed),
+    lambda num_heads, packed, cotangent: (
+        pallas_attention.fused_gradient(packed, cotangent, num_heads),
+    ),
+)

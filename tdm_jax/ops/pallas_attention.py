@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 LANES = 128
 _LOGITS = 2**18  # of a head at a time: 1 MiB of the chip's fast memory
+_GRADIENT = 2**21  # numbers of an image's gradient: 4 MiB of it
 _TOKENS = 512  # of short sequences so many at a time: what is read next has to arrive meanwhile
 
 
@@ -50,6 +51,31 @@ def fused_attention(
         return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
 
     return _batched(_partitioned(call, count + len(biases)))(*parts, *biases)
+
+
+def has_gradient(tokens: int, width: int) -> bool:
+    """Whether a whole head's map, and an image's gradient, have room in the chip's fast memory."""
+    return tokens**2 <= _LOGITS and tokens * 3 * width <= _GRADIENT
+
+
+def fused_gradient(
+    packed: Float[Array, "b t c"], cotangent: Float[Array, "b t d"], num_heads: int
+) -> Float[Array, "b t c"]:
+    """The gradient of `fused_attention((packed,), None, num_heads)`, which it computes again.
+
+    Args:
+      packed: queries, keys and values side by side; see `has_gradient`.
+      cotangent: of the answer.
+      num_heads: as there.
+    """
+
+    def form(interpret: bool) -> Callable[..., Array]:
+        return functools.partial(_call_gradient, num_heads=num_heads, interpret=interpret)
+
+    def call(*arrays: Array) -> Array:
+        return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
+
+    return _batched(_partitioned(call, 2))(packed, cotangent)
 
 
 def _batched(call: Any) -> Any:
@@ -148,3 +174,65 @@ def _kernel(q_ref: Any, k_ref: Any, v_ref: Any, *others: Any, channels: int) -> 
         out_ref[i] = jnp.concatenate(heads, axis=-1).astype(out_ref.dtype)
 
     jax.lax.fori_loop(0, out_ref.shape[0], image, None)
+
+
+def _call_gradient(packed: Array, cotangent: Array, num_heads: int, interpret: bool) -> Array:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    b, t, d = cotangent.shape
+    tiles = d // LANES
+
+    def tile(part: int) -> Any:
+        return pl.BlockSpec((1, t, LANES), lambda i, j: (i, 0, part * tiles + j))
+
+    kernel = pl.pallas_call(
+        functools.partial(_gradient_kernel, channels=d // num_heads),
+        grid=(b, tiles),
+        in_specs=[tile(0), tile(1), tile(2), tile(0)],
+        out_specs=pl.BlockSpec((1, t, 3 * d), lambda i, j: (i, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct(packed.shape, packed.dtype),
+        cost_estimate=pl.CostEstimate(
+            flops=10 * b * t * t * d,
+            transcendentals=b * t * t * num_heads,
+            bytes_accessed=7 * b * t * d * packed.dtype.itemsize,
+        ),
+        # The tiles of an image fill one block.
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name="attention_gradient",
+    )
+    return kernel(packed, packed, packed, cotangent)
+
+
+def _gradient_kernel(
+    q_ref: Any, k_ref: Any, v_ref: Any, cotangent_ref: Any, out_ref: Any, *, channels: int
+) -> None:
+    """One image, one tile of heads."""
+    from jax.experimental import pallas as pl
+
+    def product(subscripts: str, x: Array, y: Array) -> Array:
+        return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+    heads = []
+    for first in range(0, LANES, channels):
+        own = slice(first, first + channels)
+        q, k, v, g = (ref[0, :, own] for ref in (q_ref, k_ref, v_ref, cotangent_ref))
+        scale = jnp.asarray(channels**-0.5, q.dtype)
+        logits = product("qk,tk->qt", q * scale, k)
+        share = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        share = share / share.sum(axis=-1, keepdims=True)
+        to_share = product("qk,tk->qt", g, v)
+        to_logits = share * (to_share - (share * to_share).sum(axis=-1, keepdims=True))
+        to_logits = to_logits.astype(q.dtype)
+        heads.append(
+            (
+                product("qt,tk->qk", to_logits, k) * channels**-0.5,
+                product("qt,qk->tk", to_logits, q * scale),
+                product("qt,qk->tk", share.astype(g.dtype), g),
+            )
+        )
+    d = out_ref.shape[-1] // 3
+    for part, each in enumerate(zip(*heads, strict=True)):
+        first = pl.multiple_of(part * d + pl.program_id(1) * LANES, LANES)
+        out_ref[0, :, pl.ds(first, LANES)] = jnp.concatenate(each, axis=-1).astype(out_ref.dtype)

@@ -78,7 +78,6 @@ def test_a_program_for_tpus_has_it(calls):
         ({"channels": 48}, None),
         ({"heads": 3}, None),
         ({}, portable),
-        ({}, reverse_mode),
     ],
 )
 def test_what_has_none(calls, settings, context):
@@ -112,6 +111,35 @@ def test_it_differentiates_as_the_products_do(whole):
         agree(one, other, 0.05)
 
 
+@pytest.mark.parametrize(("heads", "channels"), [(1, 128), (4, 64)])
+def test_its_own_backward_pass(calls, heads, channels):
+    packed, _ = draw(7, heads, channels)
+
+    def through(function, **more):
+        def answer(packed):
+            y = function(*apart(packed, heads), **({"packed": packed} if more else {}))
+            return jnp.sin(y.astype(jnp.float32)).sum()
+
+        return jax.jit(jax.grad(answer))(packed)
+
+    expected = through(by_products)
+    with pinned("tpu"), reverse_mode():
+        agree(through(attend, packed=True), expected, 0.05)
+        assert calls == [1]
+        with pytest.raises(TypeError, match="jvp"):
+            jax.jvp(lambda x: attend(*apart(x, heads), packed=x), (packed,), (packed,))
+
+
+def test_training_without_it(calls, monkeypatch):
+    packed, qkv = draw(7)
+    with pinned("tpu"), reverse_mode():
+        attend(*qkv)
+        attend(*qkv, jnp.zeros((2, 7)), packed)
+        monkeypatch.setattr(pallas_attention, "_GRADIENT", 7)
+        attend(*qkv, packed=packed)
+    assert not calls
+
+
 def test_batches_of_batches(calls):
     _, qkv = draw(7)
     expected = by_products(*qkv)
@@ -119,6 +147,19 @@ def test_batches_of_batches(calls):
         each = jax.vmap(lambda *qkv: attend(*(x[None] for x in qkv))[0])(*qkv)
     agree(each, expected, 0.02)
     assert calls
+
+
+def test_devices_keep_the_gradient_of_their_own_images():
+    mesh = make_mesh(MeshConfig())
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    packed, _ = draw(5, batch=8)
+    gradient = jax.jit(
+        lambda packed, cotangent: pallas_attention.fused_gradient(packed, cotangent, 2),
+        in_shardings=(rows, rows),
+    )
+    cotangent = packed[..., :128]
+    assert "all-gather" not in gradient.lower(packed, cotangent).compile().as_text()
+    assert gradient(packed, cotangent).sharding.is_equivalent_to(rows, 3)
 
 
 def test_devices_take_their_own_images():
