@@ -13,6 +13,7 @@ from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import normalise
 from tdm_jax.models.info import Stage
 from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.ops.platform import split_over
 from tdm_jax.parallel import sharding
 
 
@@ -74,7 +75,8 @@ class Forward:
         """
         placed = images if isinstance(images, jax.Array) else self.send(images)
         key = None if seed is None or not model.reducer.draws else jax.random.key(seed)
-        return _program(model, self._normalisation)(variables, placed, key)
+        with split_over(self._mesh):
+            return _program(model, self._normalisation)(variables, placed, key)
 
 
 @functools.lru_cache(maxsize=4)  # a search or a sweep comes by hundreds of models

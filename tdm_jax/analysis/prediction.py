@@ -34,6 +34,7 @@ from tdm_jax.data.source import Source
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.files import reach, read_json, replacing, write_text
 from tdm_jax.models.vit import VisionTransformer
+from tdm_jax.ops.platform import split_over
 from tdm_jax.parallel import sharding
 from tdm_jax.parallel.overlap import Clock, ahead
 
@@ -148,10 +149,15 @@ def predict(
         data.eval_batches, config, split, process_index=host, process_count=hosts
     )
     clock = Clock()
+
+    def ask(_: Any, images: Array) -> Any:
+        with split_over(mesh):
+            return answer(images)
+
     answered = ahead(
         _batches([shard for shard in shards if shard not in found], read),
         lambda each: jax.device_put(each[1]["image"], sharding.batch_sharding(mesh)),
-        lambda _, images: answer(images),
+        ask,
         clock,
     )
     progress = tqdm(total=len(own), desc=bar, unit="image", disable=not bar)

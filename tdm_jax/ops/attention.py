@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdm_jax.ops import pallas_attention
-from tdm_jax.ops.platform import by_platform, in_reverse_mode, is_for_tpu, is_portable
+from tdm_jax.ops.platform import (
+    by_platform,
+    in_reverse_mode,
+    is_portable,
+    may_hold_tpu_kernels,
+)
 
 _ROWS = 256  # queries that a CPU's fused attention takes at its full speed
 
@@ -54,7 +59,7 @@ def attend(
 
 def _has_tpu_kernel(q: Float[Array, "b t h k"]) -> bool:
     sized = isinstance(q.shape[0], int)  # no symbol of jax.export
-    ours = is_for_tpu() and not is_portable() and sized
+    ours = may_hold_tpu_kernels() and sized
     return ours and q.dtype == jnp.bfloat16 and pallas_attention.fits(*q.shape[2:])
 
 

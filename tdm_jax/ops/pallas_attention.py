@@ -6,16 +6,15 @@ heads where the linear map wrote them, as many as fill a tile of 128 channels at
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from tdm_jax.ops.platform import batch_mesh
 
 LANES = 128
 _LOGITS = 2**18  # of a head at a time: 1 MiB of the chip's fast memory
@@ -50,7 +49,7 @@ def fused_attention(
     def call(*arrays: Array) -> Array:
         return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
 
-    return _batched(_partitioned(call, count + len(biases)))(*parts, *biases)
+    return _on_each_device(call, *parts, *biases)
 
 
 def has_gradient(tokens: int, width: int) -> bool:
@@ -75,42 +74,19 @@ def fused_gradient(
     def call(*arrays: Array) -> Array:
         return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
 
-    return _batched(_partitioned(call, 2))(packed, cotangent)
+    return _on_each_device(call, packed, cotangent)
 
 
-def _batched(call: Any) -> Any:
-    """Under `jax.vmap` the images of all batches are one batch."""
-    batched = custom_vmap(call)
-
-    @batched.def_vmap
-    def _(size: int, is_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        every = [
-            x if own else jnp.broadcast_to(x, (size, *x.shape))
-            for x, own in zip(arrays, is_batched, strict=True)
-        ]
-        y = batched(*(x.reshape(-1, *x.shape[2:]) for x in every))
-        return y.reshape(size, -1, *y.shape[1:]), True
-
-    return batched
-
-
-def _partitioned(call: Any, operands: int) -> Any:
-    """Devices that share a batch take their own images each."""
-    partitioned = custom_partitioning(call)
-
-    def partition(mesh: Mesh, operands: Any, result: Any) -> tuple:
-        spec = operands[0].sharding.spec
-        rows = NamedSharding(mesh, PartitionSpec(spec[0] if len(spec) else None, None, None))
-        return mesh, call, rows, (rows,) * len(operands)
-
-    sides = [(f"t{n}", f"c{n}") for n in range(operands + 1)]
-    *given, answer = (f"b {tokens} {channels}" for tokens, channels in sides)
-    partitioned.def_partition(
-        partition=partition,
-        sharding_rule=f"{', '.join(given)} -> {answer}",
-        need_replication_factors=tuple(itertools.chain(*sides)),
+def _on_each_device(call: Callable[..., Array], *arrays: Array) -> Array:
+    """Devices that share a batch take their own images each: XLA cannot split a kernel itself."""
+    mesh = batch_mesh()
+    if mesh is None or mesh.size == 1:
+        return call(*arrays)
+    rows = PartitionSpec(mesh.axis_names)
+    split = jax.shard_map(
+        call, mesh=mesh, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False
     )
-    return partitioned
+    return split(*arrays)
 
 
 def _call(

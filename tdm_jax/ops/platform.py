@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from tdm_jax.errors import unknown
 
@@ -15,6 +16,7 @@ REFERENCE = "reference"
 _pinned = jax.make_user_context(None)
 _reverse_mode = jax.make_user_context(False)
 _portable = jax.make_user_context(False)
+_mesh = jax.make_user_context(None)
 
 
 def pinned(platform: str) -> contextlib.AbstractContextManager:
@@ -51,11 +53,30 @@ def by_platform(*args: Any, reference: Callable[..., Any], **forms: Callable[...
     return forms.get(platform, reference)(*args)
 
 
-def is_for_tpu() -> bool:
-    """Whether the program that is being traced is for TPUs alone: pinned to them, or on one."""
+def split_over(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Traces programs whose batch is split over all axes of a mesh.
+
+    It concerns TPUs' attention (see `tdm_jax.ops.attention`), which has to be told.
+    """
+    return _mesh(mesh)
+
+
+def batch_mesh() -> Mesh | None:
+    """What the batch of the program that is being traced is split over, if it has been told."""
+    return _mesh.value
+
+
+def may_hold_tpu_kernels() -> bool:
+    """Whether the program that is being traced is for TPUs alone: pinned to them, or on one.
+
+    On several it has to be told how they share the batch, see `split_over`.
+    """
+    if _portable.value:
+        return False
     if _pinned.value is not None:
         return _pinned.value == "tpu"
-    return jax.default_backend() == "tpu"
+    known = _mesh.value is not None or jax.device_count() == 1
+    return known and jax.default_backend() == "tpu"
 
 
 def reverse_mode() -> contextlib.AbstractContextManager:

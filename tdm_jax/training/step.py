@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from tdm_jax.data import DataConfig
 from tdm_jax.data.device_transforms import augment_batch, normalise
 from tdm_jax.models.vit import VisionTransformer
-from tdm_jax.ops.platform import reverse_mode
+from tdm_jax.ops.platform import reverse_mode, split_over
 from tdm_jax.parallel.sharding import (
     batch_sharding,
     gather_params,
@@ -168,7 +168,8 @@ def lower_train_step(
         donate_argnums=0,
     )
     batch = _abstract_batch(recipe.data_config, recipe.data_config.batch_size)
-    return step.lower(state, batch, teacher_variables)
+    with split_over(mesh):
+        return step.lower(state, batch, teacher_variables)
 
 
 def lower_eval_step(
@@ -188,7 +189,8 @@ def lower_eval_step(
     )
     batch = _abstract_batch(data_config, batch_size)
     batch["mask"] = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    return step.lower(variables, batch)
+    with split_over(mesh):
+        return step.lower(variables, batch)
 
 
 def _abstract_batch(data_config: DataConfig, size: int) -> dict[str, jax.ShapeDtypeStruct]:

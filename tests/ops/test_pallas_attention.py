@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tdm_jax.ops import attention, pallas_attention
 from tdm_jax.ops.attention import attend, by_products
-from tdm_jax.ops.platform import pinned, portable, reverse_mode
+from tdm_jax.ops.platform import pinned, portable, reverse_mode, split_over
 from tdm_jax.parallel.sharding import MeshConfig, make_mesh
 
 
@@ -158,8 +158,10 @@ def test_devices_keep_the_gradient_of_their_own_images():
         in_shardings=(rows, rows),
     )
     cotangent = packed[..., :128]
-    assert "all-gather" not in gradient.lower(packed, cotangent).compile().as_text()
-    assert gradient(packed, cotangent).sharding.is_equivalent_to(rows, 3)
+    with split_over(mesh):
+        assert "all-gather" not in gradient.lower(packed, cotangent).compile().as_text()
+        ours = gradient(packed, cotangent)
+    assert ours.sharding.is_equivalent_to(rows, 3)
 
 
 def test_devices_take_their_own_images():
@@ -171,8 +173,18 @@ def test_devices_take_their_own_images():
         lambda packed, bias: attention.by_tpu_kernel((packed,), bias, 2),
         in_shardings=(rows, rows),
     )
-    compiled = forward.lower(packed, bias).compile()
-    assert "all-gather" not in compiled.as_text()
-    ours = forward(packed, bias)
+    with split_over(mesh):
+        assert "all-gather" not in forward.lower(packed, bias).compile().as_text()
+        ours = forward(packed, bias)
     assert ours.sharding.is_equivalent_to(rows, 3)
     agree(ours, by_products(*qkv, bias).reshape(8, 5, -1), 0.02)
+
+
+def test_several_tpus_have_to_say_how_they_share(calls, monkeypatch):
+    packed, qkv = draw(5, batch=8)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    attend(*qkv, packed=packed)
+    assert not calls
+    with split_over(make_mesh(MeshConfig())):
+        attend(*qkv, packed=packed)
+    assert calls == [1]
