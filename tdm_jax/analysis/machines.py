@@ -92,8 +92,15 @@ def find_machine(topology: str) -> Machine:
         ) from error
     # A device is a chip, or one of its cores.
     share = math.prod(int(n) for n in shape.split("x")) / len(description.devices)
-    *figures, clock = TPUS[kind]
-    each = Chip(*(share * figure for figure in figures), clock)
+    chip = TPUS[kind]
+    each = Chip(
+        memory=share * chip.memory,
+        flops=share * chip.flops,
+        bandwidth=share * chip.bandwidth,
+        links=share * chip.links,
+        processors=share * chip.processors,
+        clock=chip.clock,
+    )
     return Machine(topology, list(description.devices), each.memory, each)
 
 
