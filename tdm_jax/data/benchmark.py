@@ -90,7 +90,8 @@ def stages(config: DataConfig, files: list[bytes], count: int) -> dict[str, floa
 def evaluation_stages(config: DataConfig, paths: Sequence[Path], count: int) -> dict[str, float]:
     """The same of an image that is evaluated, from its file on; `join` is one thread's work."""
     resample = Image.Resampling[config.interpolation.upper()]
-    marks, arrays = [], []
+    marks = []
+    arrays: list[np.ndarray] = []
     for number in tqdm(range(count), "evaluation", leave=False):
         mark = [time.process_time()]
         content = paths[number % len(paths)].read_bytes()

@@ -107,7 +107,7 @@ class Clock:
         start = time.perf_counter()
         yield
         if self._batches:
-            self._waits[what] += time.perf_counter() - start
+            self._waits[what] += time.perf_counter() - max(start, self._first)
 
     def sends(self, start: float, placed: PyTree) -> None:
         """A batch has been under way to the devices since `start`."""

@@ -84,6 +84,13 @@ def test_the_clock_tells_computing_from_transfers_and_from_waiting(monkeypatch):
     # The second batch came while the first was computed; the third was late, and so its transfer.
     assert (road.program_seconds, road.transfer_seconds) == (8, 1)
     assert road.rates()["device_busy"] == 0.4
+    # Of a wait for the first answers only what came after them counts.
+    now[0] = 3.0
+    with clock.waiting("answers"):
+        now[0] = 9.0
+    with clock.waiting("data"):
+        now[0] = 15.0
+    assert (clock.road.answer_seconds, clock.road.data_seconds) == (4, 6)
     assert "0.3 images/s, 0.8 while devices computed; devices: 40.0% computing" in str(road)
 
 
