@@ -189,9 +189,9 @@ def _mix_weight(
     height, width = size
     which, row, column, *rest = uniform
     if mixup:
-        blend = jnp.full(size, symmetric_beta(*rest[:2], mixup))
+        blend = jnp.full(size, symmetric_beta(rest[0], rest[1], mixup))
     if cutmix:
-        side = jnp.sqrt(1 - symmetric_beta(*rest[2:], cutmix))
+        side = jnp.sqrt(1 - symmetric_beta(rest[2], rest[3], cutmix))
         half_h, half_w = jnp.floor(height * side) // 2, jnp.floor(width * side) // 2
         u, v = jnp.floor(row * height), jnp.floor(column * width)
         cut = 1.0 - _box(height, width, u - half_h, u + half_h, v - half_w, v + half_w)

@@ -246,8 +246,8 @@ class VisionTransformer(nn.Module):
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
             context = BlockContext(layer, self.shape, train, weights, block_key, key, pooling=query)
-            own = None if branches is None else branches[layer]
-            state = self._block(layer)(state, context, own)
+            factors = None if branches is None else branches[layer]
+            state = self._block(layer)(state, context, factors)
             if return_info:
                 states.append(state)
         state = self.reducer.finish(state, self.shape)
