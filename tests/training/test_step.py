@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tdm_jax.data import make_config
 from tdm_jax.models import attention
@@ -158,6 +160,21 @@ def test_split_weights_are_gathered_and_activations_stay(monkeypatch):
                 shape = tuple(int(n) for n in dims.split(",") if n)
                 # A parameter, a part of one, or a sum for the metrics; nothing of a batch.
                 assert any(is_part(shape, whole) for whole in known) or not shape, shape
+
+
+def draws(jaxpr) -> int:
+    inner = (jaxprs_in_params(equation.params) for equation in jaxpr.eqns)
+    nested = sum(draws(each) for each in itertools.chain.from_iterable(inner))
+    return nested + sum(equation.primitive.name == "random_bits" for equation in jaxpr.eqns)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_step_draws_at_once(depth):
+    """Each draw is a loop to compile: boxes, noise, mixing, and drop path of all blocks."""
+    recipe = make_recipe(make_model(depth=depth, drop_path=0.2))
+    state = init_state(recipe, random_variables(recipe.model))
+    program = jax.make_jaxpr(functools.partial(_train_step, recipe))(state, random_batch())
+    assert draws(program.jaxpr) == 4
 
 
 def is_part(shape, whole):
