@@ -181,7 +181,8 @@ def _group(
     peers: Sequence[Peer],
 ) -> list[Result]:
     """Candidates of one transformer, their twins and other runtimes, measured in turns."""
-    programs: dict[tuple[int, bool], Program] = {}  # by candidate, and whether it is the twin
+    # By candidate, and whether it is the twin.
+    programs: dict[tuple[int, bool] | str, Program | PeerProgram] = {}
     for index, candidate in enumerate(members):
         runs = {False: candidate}
         if not candidate.is_baseline and timing is not None:
@@ -200,7 +201,7 @@ def _group(
         for peer in peers:
             made = peer.program(members[0].model, what, dtype, batch_size)
             others[f"{BASELINE} ({peer.label})"] = made
-        timed = {**programs, **{k: one for k, one in others.items() if not isinstance(one, str)}}
+        timed = programs | {k: one for k, one in others.items() if not isinstance(one, str)}
         product, operations = compile_product(DTYPES[dtype])
         *found, of_product = measure([*timed.values(), product], timing)
         measured = dict(zip(timed, found, strict=True))

@@ -252,7 +252,9 @@ class VisionTransformer(nn.Module):
                 states.append(state)
         state = self.reducer.finish(state, self.shape)
         norm = (lambda x: x) if self.fc_norm else self._norm("norm")
-        features = norm(state.sequence())
+        # Patches that nobody reads are not normed.
+        alone = self.pooling == "token" and not return_info
+        features = norm(state.prefix if alone else state.sequence())
         pooled = self._pooled(features, state, context)
         out = self._heads(pooled, train)
         if not return_info:
