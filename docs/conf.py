@@ -37,7 +37,10 @@ myst_enable_extensions = ["colon_fence"]
 default_role = "py:obj"
 # Of names like `tdm_jax.…` all must be found; others' are, too, where there is a link to them.
 nitpick_ignore_regex = [("py:.*", r"(?!tdm_jax\.).*")]
-nitpick_ignore = [("py:class", "tdm_jax.parsing.T")]
+nitpick_ignore = [
+    ("py:class", "tdm_jax.parsing.T"),
+    ("py:class", "tdm_jax.parallel.overlap.Batch"),
+]
 # Attributes of one name in several classes: nothing is meant by their names alone.
 suppress_warnings = ["ref.python"]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
