@@ -110,7 +110,7 @@ def _stand_ins(topology: str, shape: str) -> Machine:
         raise InputError(f"--topology={topology}: expected gpu:<devices>x<GiB of each>")
     count = int(match[1])
     with contextlib.suppress(RuntimeError):  # as many as there are, once there are any
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", max(1, count))
     devices = jax.devices("cpu")
     if not 0 < count <= len(devices):
         raise InputError(f"--topology={topology}: expected 1 to {len(devices)} devices")

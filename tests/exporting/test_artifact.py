@@ -61,14 +61,16 @@ def answers_of(model, variables, x):
 
 
 @pytest.mark.parametrize("weights", ["inside", "beside"])
-def test_a_process_without_this_library_answers_the_same_bits(tmp_path, weights):
+def test_a_process_without_this_library_answers_the_same(tmp_path, weights):
     model, variables = random_model(layers=(1, 2), keep_rate=0.5)
     export_model(tmp_path / "out", model, variables, Options(weights=weights))
     x = images(3)
     np.save(tmp_path / "x.npy", x)
     code = what_the_document_shows(tmp_path / "out", tmp_path / "x.npy", tmp_path / "y.npy")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), answers_of(model, variables, x))
+    # To rounding: a program for a batch of any size keeps its norms apart from the products.
+    said, expected = np.load(tmp_path / "y.npy"), answers_of(model, variables, x)
+    np.testing.assert_allclose(said, expected, rtol=0, atol=1e-6)
 
 
 def test_every_size_of_a_batch_and_those_of_their_own(tmp_path):

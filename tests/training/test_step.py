@@ -301,9 +301,9 @@ def test_training_learns_a_batch_by_heart():
 def test_a_training_step_alone_is_traced_for_reverse_mode(monkeypatch):
     traced, attend = [], attention.attend
 
-    def recorded(*arguments):
+    def recorded(*arguments, **names):
         traced.append(in_reverse_mode())
-        return attend(*arguments)
+        return attend(*arguments, **names)
 
     monkeypatch.setattr(attention, "attend", recorded)
     recipe, mesh = make_recipe(make_model()), mesh_of(1)
