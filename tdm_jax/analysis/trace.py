@@ -40,9 +40,6 @@ def busy(folder: str) -> float:
     spans, first = [], np.inf
     for plane in profile.planes:
         for line in plane.lines:
-            # Only where operations are: other statistics JAX 0.11 aborts at.
-            if not (plane.name.startswith("/device:") or line.name.startswith("tf_XLA")):
-                continue
             for event in line.events:
                 # CPUs and GPUs name the program beside each operation, TPUs in a line of their own.
                 module = event.name if line.name == "XLA Modules" else _module(event)

@@ -25,9 +25,9 @@ def test_overlapping_events_count_once(modules, monkeypatch, tmp_path):
     if modules:
         lines = [line("XLA Modules", *(event(s, e, name=f"{m}(7)") for s, e, m in calls))]
     else:
-        lines = [line("tf_XLAEigen/1", event(*before), event(*calls[0]), event(*calls[2]))]
-        lines += [line("tf_XLAEigen/2", event(*calls[1])), line("python", event(0, 1000))]
-    plane = SimpleNamespace(name="/device:TPU:0" if modules else "/host:CPU", lines=lines)
+        lines = [line("one core", event(*before), event(*calls[0]), event(*calls[2]))]
+        lines += [line("another", event(*calls[1])), line("host", event(0, 1000))]
+    plane = SimpleNamespace(lines=lines)
     profile = SimpleNamespace(from_serialized_xspace=lambda _: SimpleNamespace(planes=[plane]))
     monkeypatch.setattr(jax.profiler, "ProfileData", profile)
     path = tmp_path / "plugins" / "profile" / "now"
@@ -36,6 +36,8 @@ def test_overlapping_events_count_once(modules, monkeypatch, tmp_path):
     assert trace.busy(str(tmp_path)) == (20 + 30) / 80
 
 
+# Python 3.12 misses a module's name in JAX's class, and as an error that aborts.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_a_real_trace(tmp_path, capsys):
     def answers(x):
         return jnp.tanh(x @ x).sum()
