@@ -1,7 +1,7 @@
 # Five commands. Each makes the virtual environment it needs; the only requirement is Python >= 3.11.
 #
 #   make demo    train, reduce and compare on embedded data
-#   make test    the tests, a quarter of an hour on two cores (PYTEST="-m slow" for the slow rest, PYTEST=tests/test_x.py for a file)
+#   make test    the tests, twelve minutes on two cores (PYTEST="-m slow" for the slow rest, PYTEST=tests/test_x.py for a file)
 #   make lint    ruff, rules and format, and the types by mypy
 #   make docs    the site, in docs/_build: warnings are errors
 #   make clean   remove the environment and the caches
