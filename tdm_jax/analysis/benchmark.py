@@ -43,6 +43,7 @@ from tdm_jax.training.step import Recipe, init_state, lower_train_step
 
 FORWARD, TRAIN, REMAT = "forward", "train", "train_remat"
 MODES = (FORWARD, TRAIN)
+_STEPS = (TRAIN, REMAT)
 OUT_OF_MEMORY, NOT_RUN = "out of memory", "not run"
 # What a model without a head is trained with: ImageNet's.
 _CLASSES = 1000
@@ -197,7 +198,7 @@ def _group(
     peak = 0.0
     # Without its baseline a speed says nothing.
     if timing is not None and (0, False) in programs:
-        what = FORWARD if mode not in (TRAIN, REMAT) else TRAIN
+        what = TRAIN if mode in _STEPS else FORWARD
         for peer in peers:
             made = peer.program(members[0].model, what, dtype, batch_size)
             others[f"{BASELINE} ({peer.label})"] = made
@@ -257,7 +258,7 @@ def _values(
     candidate: Candidate, mode: str, own: Measurement, twin: Measurement | None, peak: float
 ) -> dict[str, Any]:
     operations = 2 * costs.count(candidate.model, convention="matmul").macs
-    operations *= 3 if mode in (TRAIN, REMAT) else 1
+    operations *= 3 if mode in _STEPS else 1
     latency, share, rate = own.latency, None, operations * own.throughput.median
     if twin is not None:
         # Round by round, as a speed-up: what disturbs one disturbs the other.

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from tdm_jax.analysis import costs
 from tdm_jax.analysis.candidate import Candidate, with_baselines
+from tdm_jax.analysis.machines import TPUS
 from tdm_jax.analysis.results import COLUMNS, Column, Result, significant
 from tdm_jax.models.vit import VisionTransformer
 
 # Peak operations a second in bfloat16, and bytes a second, by the vendors' data sheets.
-DEVICES = {"v5e": (197e12, 819e9), "H100": (989e12, 3350e9)}
+DEVICES = {"v5e": (TPUS["v5e"].flops, TPUS["v5e"].bandwidth), "H100": (989e12, 3350e9)}
 
 TABLE = (
     *("model", "method", "keep_rate"),

@@ -43,11 +43,8 @@ def fused_attention(
     biases = () if bias is None else (bias[:, None],)
     count = len(parts)
 
-    def form(interpret: bool) -> Callable[..., Array]:
-        return lambda *arrays: _call(arrays[:count], arrays[count:], num_heads, interpret)
-
-    def call(*arrays: Array) -> Array:
-        return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
+    def call(*arrays: Array, interpret: bool) -> Array:
+        return _call(arrays[:count], arrays[count:], num_heads, interpret)
 
     return _on_each_device(call, *parts, *biases)
 
@@ -67,18 +64,22 @@ def fused_gradient(
       cotangent: of the answer.
       num_heads: as there.
     """
-
-    def form(interpret: bool) -> Callable[..., Array]:
-        return functools.partial(_call_gradient, num_heads=num_heads, interpret=interpret)
-
-    def call(*arrays: Array) -> Array:
-        return jax.lax.platform_dependent(*arrays, tpu=form(False), default=form(True))
-
+    call = functools.partial(_call_gradient, num_heads=num_heads)
     return _on_each_device(call, packed, cotangent)
 
 
-def _on_each_device(call: Callable[..., Array], *arrays: Array) -> Array:
-    """Devices that share a batch take their own images each: XLA cannot split a kernel itself."""
+def _on_each_device(kernel: Callable[..., Array], *arrays: Array) -> Array:
+    """Devices that share a batch take their own images each: XLA cannot split a kernel itself.
+
+    The kernel is told whether to `interpret`: where there is no TPU.
+    """
+    forms = {
+        interpret: functools.partial(kernel, interpret=interpret) for interpret in (False, True)
+    }
+
+    def call(*arrays: Array) -> Array:
+        return jax.lax.platform_dependent(*arrays, tpu=forms[False], default=forms[True])
+
     mesh = batch_mesh()
     if mesh is None or mesh.size == 1:
         return call(*arrays)
