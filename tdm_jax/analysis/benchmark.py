@@ -216,13 +216,15 @@ def _group(
         if program is not None and (own is not None or timing is None):
             values = {**_account(program), "verdict": NOT_RUN}
         if own is not None:
-            values |= _values(candidate, mode, own, twin, peak)
+            macs = costs.executed(candidate.model)
+            values |= _values(candidate, mode, own, twin, macs, peak)
         rows.append(Result(**candidate.row, **values, **about))
     for method, other in others.items():
         values = {"verdict": other}
         if not isinstance(other, str):
             own = measured[method]
-            values = _values(members[0], mode, own, None, peak) | _account(other)
+            macs = costs.count(members[0].model, convention="matmul").macs
+            values = _values(members[0], mode, own, None, macs, peak) | _account(other)
             values["verdict"] = verdict(own)
         rows.append(Result(model=members[0].name, method=method, **values, **about))
     return rows
@@ -255,10 +257,14 @@ def _fitting(
 
 
 def _values(
-    candidate: Candidate, mode: str, own: Measurement, twin: Measurement | None, peak: float
+    candidate: Candidate,
+    mode: str,
+    own: Measurement,
+    twin: Measurement | None,
+    macs: int,
+    peak: float,
 ) -> dict[str, Any]:
-    operations = 2 * costs.count(candidate.model, convention="matmul").macs
-    operations *= 3 if mode in _STEPS else 1
+    operations = 2 * macs * (3 if mode in _STEPS else 1)
     latency, share, rate = own.latency, None, operations * own.throughput.median
     if twin is not None:
         # Round by round, as a speed-up: what disturbs one disturbs the other.

@@ -13,19 +13,22 @@ gathers. In particular:
   of a head's channels; before that, angles are constants.
 - The mean over patches that a head reads weighs every token by what it stands for: a product.
 - The pooling head's own query is made once an image.
+- All tokens go through the last block, as in every original; our programs leave out there what a
+  head that reads the class token alone does not need (`executed`).
 - What follows the source map (sizes, places) are sums and gathers, even where a program writes
   them as products with ones and zeros, which the convention "matmul" does count.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from tdm_jax.errors import unknown
 from tdm_jax.models.registry import create_model
@@ -69,7 +72,7 @@ def count(
       reducer: see `create_model`; None for the model's own, or none.
       keep_rate: see `create_model`; None for the reducer's own.
       convention: "torchprofile" is what the papers print, see this module's head. "matmul" is all
-        products and convolutions of the traced program and nothing else.
+        products and convolutions of the traced program of all tokens, and nothing else.
       **settings: see `create_model`.
 
     Raises:
@@ -185,8 +188,24 @@ def _head(model: VisionTransformer, n: int) -> int:
     return total + (2 if model.distilled else 1) * pooled * model.num_classes
 
 
+def executed(model: VisionTransformer) -> int:
+    """Multiply-adds of the products of the program that answers for one image, as it is traced.
+
+    Those of `count` by "matmul", less what the last block leaves out (`VisionTransformer.read`).
+    """
+    return _traced(model, model.apply)
+
+
 def _matmul(model: VisionTransformer) -> int:
-    traced = jax.make_jaxpr(model.apply)(_variables(model), _images(model, 1)).jaxpr
+    def answer(variables: PyTree, images: Array) -> Any:
+        # With `Info`, the last block leaves nothing out.
+        return model.apply(variables, images, return_info=True)[0]
+
+    return _traced(model, answer)
+
+
+def _traced(model: VisionTransformer, function: Callable[..., Any]) -> int:
+    traced = jax.make_jaxpr(function)(_variables(model), _images(model, 1)).jaxpr
     # The source map and the sizes are traced too; what no output needs is never run.
     return products(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
 

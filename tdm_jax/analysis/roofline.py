@@ -2,9 +2,10 @@
 
 A device needs at least `operations / peak` to compute and `bytes / bandwidth` to move; the larger
 of the two bounds a forward pass from below (Williams et al., "Roofline", CACM 2009). Operations are
-two a multiply-add (`costs.multiply_adds`). Bytes are what a well-fused program moves: the weights
-once a batch; and for each token what the linear maps and the attention of a block read and write,
-with norms, activations, gates, rotations and residual sums fused into them, and no n x n map.
+two a multiply-add of the program's products (`costs.executed`). Bytes are what a well-fused program
+moves: the weights once a batch; and for each token what the linear maps and the attention of a
+block read and write, with norms, activations, gates, rotations and residual sums fused into them,
+and no n x n map.
 """
 
 from collections.abc import Sequence
@@ -43,11 +44,13 @@ def moved_bytes(model: VisionTransformer, batch_size: int, itemsize: int) -> flo
     height, width = model.image_size
     # Patches are read, tokens written.
     total = height * width * model.in_channels + model.shape.patches * d
-    for block in model.schedule:
+    for block in model.schedule[: None if model.read is None else -1]:
         # qkv: d in, 3d out. Attention: 3d in, d out. Projection: d and the residual in, d out.
         total += (block.attention + prefix) * 11 * d
         # Each map of the MLP: in and out; the residual.
         total += (block.mlp + prefix) * (3 * d + 2 * hidden)
+    if model.read is not None:  # by few queries, which ask the tokens themselves
+        total += (model.schedule[-1].attention + prefix) * d
     # The pooling head: keys and values, d in, 2d out, and its attention, 2d in. A mean: d in.
     tokens = model.schedule[-1].out
     if model.pooling == "map":
@@ -77,7 +80,7 @@ def roofline(
     rows: list[Result] = []
     baseline_rate = 0.0
     for candidate in with_baselines(candidates):
-        operations = 2 * costs.multiply_adds(candidate.model)
+        operations = 2 * costs.executed(candidate.model)
         moved = moved_bytes(candidate.model, batch_size, itemsize)
         compute, memory = operations / peak, moved / bandwidth
         rate = 1 / max(compute, memory)

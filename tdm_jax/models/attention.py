@@ -83,14 +83,22 @@ class QueriesKeysValues(nn.Module):
     """All three, or those that are asked for, by one linear map; some may have no bias.
 
     Attributes:
+      width: channels of a token.
       biased: those that have one, of "qkv", in this order.
       dtype: of the computation.
     """
 
+    width: int
     biased: str = "qkv"
     dtype: Dtype = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        """One kernel and one bias, as timm has them."""
+        d = self.width
+        self.kernel = self.param("kernel", init, (d, 3 * d))
+        if self.biased:
+            self.bias = self.param("bias", nn.initializers.zeros, (len(self.biased) * d,))
+
     def __call__(
         self,
         x: Float[Array, "b t d"],
@@ -98,23 +106,37 @@ class QueriesKeysValues(nn.Module):
         update: Float[Array, "d 3*d"] | None = None,
     ) -> Float[Array, "b t p"]:
         """Those of `parts`, neighbours in "qkv", side by side; `update` is added to the kernel."""
-        d = x.shape[-1]
-        kernel = self.param("kernel", init, (d, 3 * d))
-        kernel = kernel if update is None else kernel + update
+        d, kernel = self.width, self._kernel(update)
         first = "qkv".index(parts) * d
         own = slice(first, first + len(parts) * d)
         if parts != "qkv":
             kernel = kernel[:, own]
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = product(x.astype(self.dtype), kernel)
         if not self.biased:
             return y
-        bias = self.param("bias", nn.initializers.zeros, (len(self.biased) * d,))
+        bias = self.bias
         if self.biased != "qkv":
             given = dict(zip(self.biased, jnp.split(bias, len(self.biased)), strict=True))
             bias = jnp.concatenate([given.get(part, jnp.zeros(d)) for part in "qkv"])
         if parts != "qkv":
             bias = bias[own]
         return y + bias.astype(self.dtype)
+
+    def question(
+        self, q: Float[Array, "b m d"], update: Float[Array, "d 3*d"] | None = None
+    ) -> Float[Array, "b m d"]:
+        """What tokens themselves are multiplied with, instead of their keys, for the same logits.
+
+        `q . (x W) = (q W^T) . x`. A bias of the keys is left out: it is the same for all of them.
+        """
+        d = self.width
+        # Among zeros, as a part of the kernel would be cut out of shards.
+        spread = jnp.pad(q, ((0, 0), (0, 0), (d, d)))
+        return jnp.einsum("bmp,dp->bmd", spread, self._kernel(update))
+
+    def _kernel(self, update: Float[Array, "d 3*d"] | None) -> Float[Array, "d 3*d"]:
+        kernel = self.kernel if update is None else self.kernel + update
+        return kernel.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -140,7 +162,8 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         update: Float[Array, "d 3*d"] | None = None,
         preview: bool = False,
-    ) -> tuple[Float[Array, "b t d"], AttentionView | None]:
+        read: int | None = None,
+    ) -> tuple[Float[Array, "b r d"], AttentionView | None]:
         """Attends.
 
         Args:
@@ -150,12 +173,17 @@ class Attention(nn.Module):
           rotation: of queries and keys; None for none.
           update: what a method adds to the kernel of queries, keys and values; None for nothing.
           preview: whether to look only: then the output is `x`, and there are no values.
+          read: tokens at the front whose output is wanted; None for all. They are no patches.
 
         Returns:
-          The output and a view of the attention; None where the softmax was given.
+          The output and a view of the attention; None where the softmax was given, or not all
+          outputs are wanted.
         """
         b, t, d = x.shape
-        linear = QueriesKeysValues(self.qkv_bias, self.dtype, name="qkv")
+        linear = QueriesKeysValues(d, self.qkv_bias, self.dtype, name="qkv")
+        if read is not None and not isinstance(key_weight, KeyMask):
+            y = self._front(x[:, :read], x, linear, key_weight, rotation, update)
+            return Dense(d, dtype=self.dtype, name="proj")(y), None
         if isinstance(key_weight, AttentionMap):
             v = linear(x, "v", update).reshape(b, t, self.num_heads, -1)
             y = jnp.einsum("bhqt,bthk->bqhk", key_weight.map.astype(v.dtype), v)
@@ -180,9 +208,47 @@ class Attention(nn.Module):
             y = masked_attention(q, k, v, key_weight.mask)
         else:
             y = attend(q, k, v, bias, packed=qkv if rotation is None else None)
-        y = Dense(d, dtype=self.dtype, name="proj")(y.reshape(b, t, d))
+        y = Dense(d, dtype=self.dtype, name="proj")(y[:, :read].reshape(b, -1, d))
         class_query = qkv[:, 0, :d].reshape(b, self.num_heads, -1)
         return y, AttentionView(q, k, v, class_query, bias, self.prefix, unturned, x)
+
+    def _front(
+        self,
+        front: Float[Array, "b r d"],
+        x: Float[Array, "b t d"],
+        linear: QueriesKeysValues,
+        key_weight: Float[Array, "b t"] | AttentionMap | None,
+        rotation: Rotation | None,
+        update: Float[Array, "d 3*d"] | None,
+    ) -> Float[Array, "b r d"]:
+        """Attention of a few tokens to all, whose values are never made, nor keys if not turned.
+
+        The softmax mixes the tokens, and the values' map, which is linear, follows.
+        """
+        b, r, d = front.shape
+        h = self.num_heads
+        if isinstance(key_weight, AttentionMap):
+            share = key_weight.map[:, :, :r].swapaxes(1, 2)
+        else:
+            q = linear(front, update=update)[..., :d].reshape(b, r, h, -1)
+            q = q * q.shape[-1] ** -0.5
+            if rotation is None:
+                asked = linear.question(_by_head(q).reshape(b, r * h, d), update)
+                logits = jnp.einsum("bmd,btd->bmt", asked, x, preferred_element_type=jnp.float32)
+                logits = logits.reshape(b, r, h, -1)
+            else:
+                k = rotation(linear(x, "k", update).reshape(*x.shape[:2], h, -1))
+                logits = jnp.einsum("brhk,bthk->brht", q, k, preferred_element_type=jnp.float32)
+            bias = key_bias(key_weight)
+            share = jax.nn.softmax(logits if bias is None else logits + bias[:, None, None], -1)
+        mixed = jnp.einsum("bmt,btd->bmd", share.reshape(b, r * h, -1).astype(x.dtype), x)
+        values = linear(mixed, update=update)[..., 2 * d :].reshape(b, r, h, h, -1)
+        return jnp.einsum("brhhk->brhk", values).reshape(b, r, d)
+
+
+def _by_head(q: Float[Array, "b r h k"]) -> Float[Array, "b r h h k"]:
+    """Each head's channels among zeros for those of the others."""
+    return q[:, :, :, None] * jnp.eye(q.shape[2], dtype=q.dtype)[:, :, None]
 
 
 def masked_attention(

@@ -32,10 +32,18 @@ class BlockSpec:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Attributes:
+      spec: what it is made of.
+      reducer: what thins out the tokens.
+      read: tokens at the front, none of them patches, that anybody reads behind the block; None
+        for all. Nothing else is then computed: no hook is called behind the attention.
+    """
 
     spec: BlockSpec
     reducer: Reducer
+    read: int | None = None
 
     @nn.compact
     def __call__(
@@ -77,16 +85,19 @@ class Block(nn.Module):
                 grid, channels = context.shape.grid, x.shape[-1] // spec.num_heads
                 rotation = spec.rotary.rotation(state.positions(grid), grid, prefix, channels)
             weight = self.reducer.key_weight(state, context)
-            return attention(norm1(x), weight, rotation, update, preview)
+            return attention(
+                norm1(x), weight, rotation, update, preview, None if preview else self.read
+            )
 
         ahead = context.replace(preview=lambda state: attend(state, state.sequence(), True)[1])
         state = self.reducer.before_block(state, ahead)
         x = state.sequence()
         y, view = attend(state, x)
         context = context.replace(attention=view)
-        x = residual(x, scaled(y, "ls1"), 0)
-        state = self.reducer.after_attention(state.with_sequence(x), context)
-        x = state.sequence()
+        x = residual(x[:, : self.read], scaled(y, "ls1"), 0)
+        if self.read is None:
+            state = self.reducer.after_attention(state.with_sequence(x), context)
+            x = state.sequence()
         mlp = Mlp(
             hidden=spec.mlp_hidden,
             activation=spec.activation,
@@ -96,5 +107,8 @@ class Block(nn.Module):
             name="mlp",
         )
         y = scaled(mlp(norm("norm2")(x)), "ls2")
+        x = residual(x, y, 1)
+        if self.read is not None:
+            return state.replace(prefix=x)
         context = context.replace(update=y[:, prefix:])
-        return self.reducer.after_block(state.with_sequence(residual(x, y, 1)), context)
+        return self.reducer.after_block(state.with_sequence(x), context)

@@ -184,6 +184,15 @@ class VisionTransformer(nn.Module):
         return self.pool or ("token" if self.class_token else "avg")
 
     @property
+    def read(self) -> int | None:
+        """Tokens at the front of the last block's that the head reads; None if patches count too.
+
+        Where it reads them alone, an answer without `Info` computes nothing else there.
+        """
+        alone = self.pooling == "token" and not self.reducer.rewrites_prefix
+        return 1 + self.distilled if alone else None
+
+    @property
     def mlp_hidden(self) -> int:
         """Channels that the MLP's second map reads."""
         return round(self.width * self.mlp_ratio)
@@ -243,18 +252,18 @@ class VisionTransformer(nn.Module):
         key = self.make_rng("reducer") if self.has_rng("reducer") else None
         query = self._pooling_query()
         branches = self._drop_path(images.shape[0]) if train and self.drop_path else None
+        read = None if return_info else self.read
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
             context = BlockContext(layer, self.shape, train, weights, block_key, key, pooling=query)
             factors = None if branches is None else branches[layer]
-            state = self._block(layer)(state, context, factors)
+            last = layer == self.depth - 1
+            state = self._block(layer, read if last else None)(state, context, factors)
             if return_info:
                 states.append(state)
         state = self.reducer.finish(state, self.shape)
         norm = (lambda x: x) if self.fc_norm else self._norm("norm")
-        # Patches that nobody reads are not normed.
-        alone = self.pooling == "token" and not return_info
-        features = norm(state.prefix if alone else state.sequence())
+        features = norm(state.sequence() if read is None else state.prefix)
         pooled = self._pooled(features, state, context)
         out = self._heads(pooled, train)
         if not return_info:
@@ -320,9 +329,9 @@ class VisionTransformer(nn.Module):
     def _norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
-    def _block(self, layer: int) -> nn.Module:
+    def _block(self, layer: int, read: int | None) -> nn.Module:
         return (nn.remat(Block) if self.remat else Block)(
-            spec=self.block_spec, reducer=self.reducer, name=f"blocks_{layer}"
+            spec=self.block_spec, reducer=self.reducer, read=read, name=f"blocks_{layer}"
         )
 
     def _drop_path(self, batch: int) -> Float[Array, "l 2 b"]:

@@ -224,6 +224,14 @@ class Reducer:
         return False
 
     @property
+    def rewrites_prefix(self) -> bool:
+        """Whether the prefix that the head reads is another than the last block makes of it.
+
+        If not, a model whose head reads nothing else computes nothing else there.
+        """
+        return False
+
+    @property
     def calibrates(self) -> bool:
         """Whether the method leaves something open that `calibrated` can fix."""
         return self.adaptive

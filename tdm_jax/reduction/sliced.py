@@ -21,6 +21,10 @@ class Sliced(Reducer):
     def block_plan(self, layer: int, n: int, shape: ViTShape) -> BlockPlan:
         return self.like.block_plan(layer, n, shape)
 
+    @property
+    def rewrites_prefix(self) -> bool:
+        return self.like.rewrites_prefix
+
     def check(self, shape: ViTShape) -> None:
         self.like.check(shape)
 

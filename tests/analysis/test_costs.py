@@ -83,6 +83,28 @@ def test_matmul_convention_counts_the_lowered_program(name):
     assert costs.count(model, convention="matmul").macs == lowered(model)
 
 
+@pytest.mark.parametrize(
+    ("settings", "read"),
+    [({}, 1), ({"distilled": True}, 2), ({"num_registers": 4}, 1), ({"rotary": Rotary()}, 1)],
+)
+@pytest.mark.parametrize("name", ["none", "tdm"])
+def test_of_the_last_block_only_what_the_head_reads_is_computed(name, settings, read):
+    model = create_model("vit", name, None if name == "none" else 0.5, **tiny(name), **settings)
+    assert model.read == read
+    d, heads, t = model.width, model.num_heads, model.schedule[-1].attention + model.shape.prefix
+    hidden = model.mlp_hidden
+    whole = t * (4 * d * d + 2 * t * d + 2 * d * hidden)
+    # q; the question to the tokens and the mixed tokens' values, of each head; the projection and
+    # the MLP; logits and mixing.
+    short = read * (3 * d * d + 2 * heads * 3 * d * d + d * d + 2 * d * hidden)
+    short += 2 * read * heads * t * d
+    if model.rotary is not None:  # keys that are turned are made
+        short += t * d * d + read * t * d - read * heads * (t * d + 3 * d * d)
+    saved = costs.count(model, convention="matmul").macs - costs.executed(model)
+    assert saved == whole - short
+    assert costs.executed(model) == compiled(model, model.apply)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A small transformer, and the elementwise products, norms and means that it has beside DeiT's.
@@ -180,10 +202,18 @@ def test_the_pooling_heads_query_costs_its_products_with_the_tokens():
 
 
 def lowered(model):
-    """The multiply-adds of the program that the compiler gets."""
+    """The multiply-adds of the program that the compiler gets, when all tokens are asked for."""
+
+    def answer(variables, images):
+        return model.apply(variables, images, return_info=True)[0]
+
+    return compiled(model, answer)
+
+
+def compiled(model, function):
     images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return lowered_products(jax.jit(model.apply).lower(variables, images).as_text())
+    return lowered_products(jax.jit(function).lower(variables, images).as_text())
 
 
 def tiny(name):

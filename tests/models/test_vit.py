@@ -11,7 +11,9 @@ import pytest
 
 from tdm_jax import VisionTransformer, create_model, make_reducer, unmerge
 from tdm_jax.errors import InputError
+from tdm_jax.models.rotary import Rotary
 from tdm_jax.reduction import Reducer
+from tdm_jax.reduction.sliced import Sliced
 
 TINY = {
     "image_size": (32, 48),
@@ -93,6 +95,51 @@ def test_distilled_averages_its_heads_and_trains_them_apart():
     logits, distilled = run(model, variables, train=True)
     np.testing.assert_allclose(run(model, variables), (logits + distilled) / 2, atol=1e-6)
     assert not np.allclose(logits, distilled)
+
+
+STAGE = {"keep_rate": 0.5, "layers": (0,)}
+
+
+@pytest.mark.parametrize(
+    ("reducer", "settings"),
+    [
+        (Reducer(), {"drop_path": 0.2, "remat": True}),
+        (make_reducer("tdm", **STAGE), {"num_registers": 3, "layer_scale": True}),
+        (make_reducer("tome", **STAGE), {"qkv_bias": "qv"}),  # weighs the keys
+        (make_reducer("mctf", **STAGE), {"qkv_bias": ""}),  # brings the softmax
+        (make_reducer("evit", **STAGE), {"rotary": Rotary()}),
+        (make_reducer("dyvit", **STAGE), {"distilled": True}),  # learns a mask of the keys
+    ],
+    ids=["none", "tdm", "tome", "mctf", "evit", "dyvit"],
+)
+def test_what_the_head_does_not_read_decides_neither_answer_nor_gradient(reducer, settings):
+    """Without `Info` it is left out of the last block, in training too."""
+    model = tiny(reducer, depth=2, **settings)
+    assert model.read == 1 + model.distilled
+    variables = init(model)
+    waves = functools.partial(
+        jax.tree.map, lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+    )
+
+    def answer(variables, **info):
+        rngs = {"reducer": jax.random.key(2), "dropout": jax.random.key(3)}
+        answer = model.apply(waves(variables), IMAGES, train=True, rngs=rngs, **info)
+        answer = answer[0] if info else answer
+        return sum(x.std() for x in jax.tree.leaves(answer)), answer
+
+    short, whole = (
+        jax.jit(jax.grad(functools.partial(answer, **info), has_aux=True))(variables)
+        for info in ({}, {"return_info": True})
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), short, whole)
+
+
+@pytest.mark.parametrize("name", ["avit", "evovit"])
+def test_a_method_whose_head_reads_another_token_needs_the_whole_last_block(name):
+    model = tiny(make_reducer(name))
+    assert model.read is None
+    assert model.clone(reducer=Sliced(like=model.reducer)).read is None
+    assert tiny(class_token=False).read is None
 
 
 def test_registers_and_class_token_pass_every_stage():

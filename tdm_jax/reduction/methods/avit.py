@@ -73,6 +73,10 @@ class AViT(Reducer):
     def adaptive(self) -> bool:
         return True
 
+    @property
+    def rewrites_prefix(self) -> bool:
+        return True  # by its mean over the blocks
+
     def calibrated(self, probe: Probe, quantile: float) -> Reducer:
         counts = probe.token_counts(dataclasses.replace(self, counts=None), quantile)
         # All tokens have halted after the last block, and all patches are back.

@@ -151,6 +151,10 @@ class EvoViT(StageReducer):
         again = TokenState.start(state.prefix, tokens, state.dropped_values is not None)
         return again.replace(dropped_values=state.dropped_values, carry=carry)
 
+    @property
+    def rewrites_prefix(self) -> bool:
+        return self.head != "class"
+
     def finish(self, state: TokenState, shape: ViTShape) -> TokenState:
         if self.head == "class":
             return state
