@@ -224,10 +224,12 @@ def _same_or_new(path: epath.Path, about: dict[str, Any], *, write: bool) -> Non
 @functools.lru_cache(maxsize=1)
 def _program(model: VisionTransformer, normalisation: tuple[Any, Any], wanted: Wanted) -> Any:
     """Only what is asked for leaves the program; the compiler drops the rest."""
+    told = set(wanted.outputs) != {"probabilities"}
 
     def answers(variables: PyTree, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
-        output: Any = model.apply(variables, normalise(images, *normalisation), return_info=True)
-        logits, info = output
+        output: Any = model.apply(variables, normalise(images, *normalisation), return_info=told)
+        both: Any = output if told else (output, None)
+        logits, info = both
         said = {}
         if "probabilities" in wanted.outputs:
             k = min(wanted.top_k, model.num_classes)

@@ -106,12 +106,8 @@ class QueriesKeysValues(nn.Module):
         update: Float[Array, "d 3*d"] | None = None,
     ) -> Float[Array, "b t p"]:
         """Those of `parts`, neighbours in "qkv", side by side; `update` is added to the kernel."""
-        d, kernel = self.width, self._kernel(update)
-        first = "qkv".index(parts) * d
-        own = slice(first, first + len(parts) * d)
-        if parts != "qkv":
-            kernel = kernel[:, own]
-        y = product(x.astype(self.dtype), kernel)
+        d, own = self.width, self._columns(parts)
+        y = product(x.astype(self.dtype), self._kernel(parts, update))
         if not self.biased:
             return y
         bias = self.bias
@@ -129,14 +125,15 @@ class QueriesKeysValues(nn.Module):
 
         `q . (x W) = (q W^T) . x`. A bias of the keys is left out: it is the same for all of them.
         """
-        d = self.width
-        # Among zeros, as a part of the kernel would be cut out of shards.
-        spread = jnp.pad(q, ((0, 0), (0, 0), (d, d)))
-        return jnp.einsum("bmp,dp->bmd", spread, self._kernel(update))
+        return jnp.einsum("bmp,dp->bmd", q, self._kernel("k", update))
 
-    def _kernel(self, update: Float[Array, "d 3*d"] | None) -> Float[Array, "d 3*d"]:
+    def _kernel(self, parts: str, update: Float[Array, "d 3*d"] | None) -> Float[Array, "d p"]:
         kernel = self.kernel if update is None else self.kernel + update
-        return kernel.astype(self.dtype)
+        return (kernel if parts == "qkv" else kernel[:, self._columns(parts)]).astype(self.dtype)
+
+    def _columns(self, parts: str) -> slice:
+        first = "qkv".index(parts)
+        return slice(first * self.width, (first + len(parts)) * self.width)
 
 
 class Attention(nn.Module):
@@ -230,7 +227,7 @@ class Attention(nn.Module):
         if isinstance(key_weight, AttentionMap):
             share = key_weight.map[:, :, :r].swapaxes(1, 2)
         else:
-            q = linear(front, update=update)[..., :d].reshape(b, r, h, -1)
+            q = linear(front, "q", update).reshape(b, r, h, -1)
             q = q * q.shape[-1] ** -0.5
             if rotation is None:
                 asked = linear.question(_by_head(q).reshape(b, r * h, d), update)
@@ -242,7 +239,7 @@ class Attention(nn.Module):
             bias = key_bias(key_weight)
             share = jax.nn.softmax(logits if bias is None else logits + bias[:, None, None], -1)
         mixed = jnp.einsum("bmt,btd->bmd", share.reshape(b, r * h, -1).astype(x.dtype), x)
-        values = linear(mixed, update=update)[..., 2 * d :].reshape(b, r, h, h, -1)
+        values = linear(mixed, "v", update).reshape(b, r, h, h, -1)
         return jnp.einsum("brhhk->brhk", values).reshape(b, r, d)
 
 

@@ -7,6 +7,7 @@ ways.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -25,11 +26,15 @@ from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.rotary import Rotary
 from tdm_jax.ops.activations import ACTIVATIONS
 from tdm_jax.ops.gathering import gather_tokens
+from tdm_jax.ops.platform import in_reverse_mode, is_for_one_cpu
 from tdm_jax.reduction import BlockContext, BlockPlan, Reducer, ViTShape, plan
 from tdm_jax.reduction.token_state import TokenState
 
 Dtype = Any
 POSITIONS = ("all", "patches", "none")
+# A CPU answers so many tokens at a time, unless all activations of a layer fit into so many bytes
+# (docs/measurements.md, "Parts of a batch").
+_FEWEST, _MOST, _SMALL = 768, 2304, 8 * 2**20
 # How position embeddings are made to fit another grid; see `checkpoint.positions`.
 INTERPOLATIONS = (
     "bicubic_antialias", "bicubic", "bicubic_offset", "bilinear", "bilinear_antialias"
@@ -244,6 +249,11 @@ class VisionTransformer(nn.Module):
             raise InputError(
                 f"intermediates must be blocks from 0 to {self.depth - 1}; got {intermediates}"
             )
+        part = images.shape[0] if train or return_info else self._part(images.shape[0])
+        if part != images.shape[0]:
+            apply = functools.partial(self.clone(parent=None, name=None).apply, self.variables)
+            answers = jax.lax.map(apply, images.reshape(-1, part, *expected))
+            return answers.reshape(images.shape[0], -1)
         state = self._embed(images, keep_dropped=return_info)
         states = [state]
         weights = (
@@ -273,6 +283,19 @@ class VisionTransformer(nn.Module):
         own = gather_tokens(state.tokens, jnp.maximum(state.assign, 0)) + own
         own = norm(jnp.where((state.assign >= 0)[..., None], own, dropped))
         return out, self._info(states, state, features, pooled, norm(dropped), own, intermediates)
+
+    def _part(self, batch: Any) -> Any:
+        """Images that a program for one CPU takes through all blocks at a time; else all."""
+        scope: Any = self.scope
+        # Chance goes by the whole batch; what others collect on the way would be lost in a loop.
+        watched = scope.mutable is not False or self.has_rng("reducer") or in_reverse_mode()
+        if watched or not isinstance(batch, int) or not is_for_one_cpu():
+            return batch
+        tokens = self.shape.prefix + self.shape.patches
+        if batch * tokens * self.mlp_hidden * jnp.dtype(self.dtype).itemsize <= _SMALL:
+            return batch
+        parts = (n for n in range(1, batch + 1) if batch % n == 0)
+        return max((n for n in parts if _FEWEST <= n * tokens <= _MOST), default=batch)
 
     def _info(
         self,

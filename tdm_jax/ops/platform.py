@@ -56,7 +56,8 @@ def by_platform(*args: Any, reference: Callable[..., Any], **forms: Callable[...
 def split_over(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Traces programs whose batch is split over all axes of a mesh.
 
-    It concerns TPUs' attention (see `tdm_jax.ops.attention`), which has to be told.
+    It concerns TPUs' attention (see `tdm_jax.ops.attention`), which has to be told, and CPUs' loop
+    over parts of a batch (see `tdm_jax.models.vit`), which only a single device has.
     """
     return _mesh(mesh)
 
@@ -71,12 +72,21 @@ def may_hold_tpu_kernels() -> bool:
 
     On several it has to be told how they share the batch, see `split_over`.
     """
+    return _is_for("tpu", _mesh.value is not None or jax.device_count() == 1)
+
+
+def is_for_one_cpu() -> bool:
+    """Whether the program that is being traced is for a single CPU: pinned to it, or on it."""
+    mesh = _mesh.value
+    return _is_for("cpu", (jax.device_count() if mesh is None else mesh.size) == 1)
+
+
+def _is_for(platform: str, known: bool) -> bool:
     if _portable.value:
         return False
     if _pinned.value is not None:
-        return _pinned.value == "tpu"
-    known = _mesh.value is not None or jax.device_count() == 1
-    return known and jax.default_backend() == "tpu"
+        return _pinned.value == platform
+    return known and jax.default_backend() == platform
 
 
 def reverse_mode() -> contextlib.AbstractContextManager:
@@ -96,7 +106,7 @@ def in_reverse_mode() -> bool:
 def portable() -> contextlib.AbstractContextManager:
     """Traces no kernel that only the device at hand has, so that a program runs on others too.
 
-    It concerns cuDNN's attention and TPUs': see `tdm_jax.ops.attention`.
+    It concerns cuDNN's attention and TPUs' (see `tdm_jax.ops.attention`), and a CPU's loop.
     """
     return _portable(True)
 

@@ -224,6 +224,11 @@ class Reducer:
         return False
 
     @property
+    def has_losses(self) -> bool:
+        """Whether training asks for the method's `losses`, and makes `Info` for them."""
+        return self.learned
+
+    @property
     def rewrites_prefix(self) -> bool:
         """Whether the prefix that the head reads is another than the last block makes of it.
 
@@ -338,7 +343,7 @@ class Reducer:
         return Reducer()
 
     def losses(self, info: Any, logits: Any, labels: Any, teacher: Any = None) -> dict[str, Array]:
-        """Named scalar losses that a learned method adds to the training objective.
+        """Named scalar losses that a method adds to the training objective, if `has_losses`.
 
         Args:
           info: `Info` of the training forward pass.

@@ -209,27 +209,27 @@ def _loss(
     images: Float[Array, "b h w c"],
     targets: Float[Array, "b k"],
 ) -> tuple[Float[Array, ""], Metrics]:
-    dropout, reducer = jax.random.split(key)
-    output, info = recipe.model.apply(
-        variables,
-        images,
-        train=True,
-        return_info=True,
-        rngs={"dropout": dropout, "reducer": reducer},
-    )
+    dropout, chance = jax.random.split(key)
+    reducer = recipe.model.reducer
+
+    def answer(model: VisionTransformer, variables: PyTree, **options: Any) -> Any:
+        # Without `Info`, which only a method's losses read, the last block costs less.
+        output = model.apply(variables, images, return_info=reducer.has_losses, **options)
+        return output if reducer.has_losses else (output, None)
+
+    rngs = {"dropout": dropout, "reducer": chance}
+    output, info = answer(recipe.model, variables, train=True, rngs=rngs)
     # A distilled model answers twice in training; without its token both terms see one answer.
     logits, distilled = output if isinstance(output, tuple) else (output, output)
     values = {"cross_entropy": losses.cross_entropy(logits, targets).mean()}
     total = values["cross_entropy"]
     teacher = None
     if recipe.teacher is not None:
-        teacher = recipe.teacher.apply(
-            teacher_variables, images, return_info=True, rngs={"reducer": reducer}
-        )
+        teacher = answer(recipe.teacher, teacher_variables, rngs={"reducer": chance})
         term = losses.distillation(distilled, teacher[0], recipe.distill).mean()
         values["distillation"] = term
         total = (1.0 - recipe.distill.weight) * total + recipe.distill.weight * term
-    auxiliary = recipe.model.reducer.losses(info, logits, targets, teacher)
+    auxiliary = reducer.losses(info, logits, targets, teacher) if reducer.has_losses else {}
     total = total + sum(auxiliary.values())
     return total, values | auxiliary | {"loss": total}
 

@@ -4,18 +4,20 @@ Covers models/attention.py and ops/layouts.py.
 """
 
 import collections
+import functools
 import re
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export
 from jax.extend.core import jaxprs_in_params
 
 from tdm_jax import create_model, make_reducer
 from tdm_jax.ops import attention
-from tdm_jax.ops.platform import pinned, reverse_mode
+from tdm_jax.ops.platform import pinned, portable, reverse_mode
 
 BATCH, HEADS, SIZE, PATCH = 4, 2, 112, 16
 PATCHES = (SIZE // PATCH) ** 2
@@ -131,6 +133,49 @@ def test_float32_and_weighted_keys_have_no_fused_kernel(ampere):
     # ToMe weighs keys in the two blocks after its first stage.
     program = lowered(weighted.apply, arguments(weighted), "cuda", [FUSED])
     assert custom_calls(program) == {FUSED: 2}
+
+
+def loops(model, batch, **options):
+    """How often each loop of a forward pass goes round."""
+    images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), model.dtype)
+    apply = functools.partial(model.apply, **options)
+    program = jax.make_jaxpr(apply)(arguments(model)[0], images).jaxpr
+    return [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
+
+
+def test_one_cpu_answers_a_large_batch_in_parts():
+    # 50 tokens: 46 images are the most, 16 the fewest. 64 images have 3.3 MB of activations in an
+    # MLP of 256 channels, 256 have 13.1.
+    single = model("tdm")
+    with pinned("cpu"):
+        assert loops(single, 256) == [8]
+        assert loops(single, 230) == [5]
+        assert loops(single, 64) == []  # small as it is
+        assert loops(single, 257) == []  # a prime
+        assert loops(single, 256, train=True) == loops(single, 256, return_info=True) == []
+        assert loops(single, 256, mutable=["batch_stats"]) == []
+        assert loops(single, 256, rngs={"reducer": jax.random.key(0)}) == []
+        with portable():
+            assert loops(single, 256) == []
+        with reverse_mode():
+            assert loops(single, 256) == []
+    assert loops(single, 256) == []  # eight devices may share it
+    for platform in ("cuda", "tpu", "reference"):
+        with pinned(platform):
+            assert loops(single, 256) == []
+
+
+def test_parts_of_a_batch_are_answered_as_the_whole():
+    single = model("tdm", distilled=True)
+    images = jax.random.normal(jax.random.key(1), (192, SIZE, SIZE, 3))
+    variables = jax.jit(single.init)(jax.random.key(0), images[:1])
+    whole = jax.jit(single.apply)(variables, images)
+    with pinned("cpu"):
+        assert loops(single, 192) == [6]
+        parts = jax.jit(lambda variables, images: single.apply(variables, images))(
+            variables, images
+        )
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 def test_patches_are_a_product_on_a_cpu_and_a_convolution_elsewhere():

@@ -74,6 +74,10 @@ class AViT(Reducer):
         return True
 
     @property
+    def has_losses(self) -> bool:
+        return True
+
+    @property
     def rewrites_prefix(self) -> bool:
         return True  # by its mean over the blocks
 
