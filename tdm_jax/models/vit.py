@@ -192,7 +192,8 @@ class VisionTransformer(nn.Module):
     def read(self) -> int | None:
         """Tokens at the front of the last block's that the head reads; None if patches count too.
 
-        Where it reads them alone, an answer without `Info` computes nothing else there.
+        Where it reads them alone, an answer computes nothing else there, unless `Info` or other
+        collections are asked for.
         """
         alone = self.pooling == "token" and not self.reducer.rewrites_prefix
         return 1 + self.distilled if alone else None
@@ -249,7 +250,10 @@ class VisionTransformer(nn.Module):
             raise InputError(
                 f"intermediates must be blocks from 0 to {self.depth - 1}; got {intermediates}"
             )
-        part = images.shape[0] if train or return_info else self._part(images.shape[0])
+        scope: Any = self.scope
+        # Who collects what blocks say (`capture_intermediates`) asks for all tokens, too.
+        whole = return_info or scope.mutable is not False
+        part = images.shape[0] if train or whole else self._part(images.shape[0])
         if part != images.shape[0]:
             apply = functools.partial(self.clone(parent=None, name=None).apply, self.variables)
             answers = jax.lax.map(apply, images.reshape(-1, part, *expected))
@@ -262,7 +266,7 @@ class VisionTransformer(nn.Module):
         key = self.make_rng("reducer") if self.has_rng("reducer") else None
         query = self._pooling_query()
         branches = self._drop_path(images.shape[0]) if train and self.drop_path else None
-        read = None if return_info else self.read
+        read = None if whole else self.read
         for layer in range(self.depth):
             block_key = None if key is None else jax.random.fold_in(key, layer)
             context = BlockContext(layer, self.shape, train, weights, block_key, key, pooling=query)
@@ -286,10 +290,9 @@ class VisionTransformer(nn.Module):
 
     def _part(self, batch: Any) -> Any:
         """Images that a program for one CPU takes through all blocks at a time; else all."""
-        scope: Any = self.scope
-        # Chance goes by the whole batch; what others collect on the way would be lost in a loop.
-        watched = scope.mutable is not False or self.has_rng("reducer") or in_reverse_mode()
-        if watched or not isinstance(batch, int) or not is_for_one_cpu():
+        # Chance goes by the whole batch.
+        alone = is_for_one_cpu() and not in_reverse_mode() and not self.has_rng("reducer")
+        if not alone or not isinstance(batch, int):
             return batch
         tokens = self.shape.prefix + self.shape.patches
         if batch * tokens * self.mlp_hidden * jnp.dtype(self.dtype).itemsize <= _SMALL:

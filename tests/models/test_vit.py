@@ -134,6 +134,13 @@ def test_what_the_head_does_not_read_decides_neither_answer_nor_gradient(reducer
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), short, whole)
 
 
+def test_who_collects_what_blocks_say_gets_all_tokens(variables):
+    _, collected = run(tiny(), variables, capture_intermediates=True, mutable=["intermediates"])
+    last = collected["intermediates"]["blocks_3"]["__call__"][0]
+    _, info = run(tiny(), variables, return_info=True, intermediates=(3,))
+    np.testing.assert_allclose(last.sequence(), info.intermediates[0].features, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["avit", "evovit"])
 def test_a_method_whose_head_reads_another_token_needs_the_whole_last_block(name):
     model = tiny(make_reducer(name))
