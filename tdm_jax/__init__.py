@@ -5,6 +5,7 @@ from tdm_jax.analysis.calibration import calibrate
 from tdm_jax.checkpoint import load_pretrained
 from tdm_jax.data.preprocessing import preprocess
 from tdm_jax.exporting.artifact import export_model, load_exported
+from tdm_jax.models.casting import cast_weights
 from tdm_jax.models.info import unmerge
 from tdm_jax.models.preprocessing import Preprocessing
 from tdm_jax.models.registry import create_model, list_models
@@ -17,6 +18,7 @@ __all__ = [
     "VisionTransformer",
     "__version__",
     "calibrate",
+    "cast_weights",
     "cost",
     "create_model",
     "describe_reducer",

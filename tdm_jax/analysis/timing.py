@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tdm_jax.errors import InputError
+from tdm_jax.models.casting import cast_weights
 from tdm_jax.models.vit import VisionTransformer
 
 BASELINE, FASTER = "baseline", "faster"
@@ -153,7 +154,11 @@ def timed_compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, flo
 
 
 def compile_forward(model: VisionTransformer, variables: PyTree, batch_size: int) -> Program:
-    """A model's forward pass on one device, on a batch of noise, `batch_size` images per call."""
+    """A model's forward pass on one device, on a batch of noise, `batch_size` images per call.
+
+    Its weights are in the model's type (`cast_weights`).
+    """
+    variables = cast_weights(variables, model.dtype)
     shape = (batch_size, *model.image_size, model.in_channels)
     images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
     compiled, seconds = timed_compile(jax.jit(model.apply).lower(variables, images))

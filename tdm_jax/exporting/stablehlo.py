@@ -6,7 +6,6 @@ before (docs.jax.dev, "Exporting and serializing", compatibility guarantees).
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +95,8 @@ class Program:
         options.check(model)
         self.options = options
         self._model = model.clone(dtype=DTYPES[options.dtype])
-        flat = traverse_util.flatten_dict(variables, sep="/")
-        self.weights = {path: _stored(path, x, options.dtype) for path, x in flat.items()}
+        stored = cast_weights(variables, self._model.dtype)
+        self.weights = traverse_util.flatten_dict(stored, sep="/")
 
     def __call__(self, weights: dict[str, Array], images: Array) -> Array:
         """The model's answers."""
@@ -142,9 +141,3 @@ class Program:
             with replacing(folder / WEIGHTS_FILE) as beside:
                 save_file({k: np.asarray(x) for k, x in self.weights.items()}, beside)
         return programs
-
-
-def _stored(path: str, array: Any, dtype: str) -> Array:
-    """An array as the program has it: what the model rounds anyway may be stored so."""
-    rounded = np.ndim(array) >= 2 and not path.startswith("params/reducer/")
-    return jnp.asarray(array, DTYPES[dtype] if rounded else None)

@@ -47,7 +47,7 @@ def attend(
         if packed is not None and bias is None and pallas_attention.has_gradient(t, q[0, 0].size):
             return by_tpu_kernel_backward(packed, h).reshape(q.shape)
     forms: dict[str, Callable[..., Array]] = {}
-    if q.shape[1] > _ROWS:
+    if q.shape[1] > _ROWS or q.dtype == jnp.bfloat16:
         forms["cpu"] = by_blocks
     if bias is None and not is_portable() and _has_cudnn_kernel(q):
         forms["cuda"] = by_cudnn_backward if in_reverse_mode() else by_cudnn
@@ -95,6 +95,28 @@ def by_products(
     return jnp.swapaxes(y.astype(v.dtype), 1, 2)
 
 
+def by_heads(
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    bias: Float[Array, "b t"] | None = None,
+) -> Float[Array, "b n h k"]:
+    """Images and heads as one axis (docs/measurements.md, bfloat16)."""
+    b, n, h, d = q.shape
+
+    def flat(x: Float[Array, "b _ h k"]) -> Float[Array, "bh _ k"]:
+        return jnp.swapaxes(x, 1, 2).reshape(b * h, x.shape[1], d)
+
+    exact = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("bqk,btk->bqt", flat(q * d**-0.5), flat(k), **exact)
+    if bias is not None:
+        logits = logits + jnp.repeat(bias, h, axis=0)[:, None]
+    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    y = jnp.einsum("bqt,btk->bqk", share.astype(v.dtype), flat(v), **exact)
+    y = y / share.sum(axis=-1, keepdims=True)
+    return jnp.swapaxes(y.reshape(b, h, n, d), 1, 2).astype(v.dtype)
+
+
 def by_blocks(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b t h k"],
@@ -102,9 +124,10 @@ def by_blocks(
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b t h k"]:
     """A part of the queries at a time (docs/measurements.md, CPU, "at most 256 queries")."""
+    some = by_heads if q.dtype == jnp.bfloat16 else by_products
     rows = -(-q.shape[1] // -(-q.shape[1] // _ROWS))  # even parts, as few as will do
     parts = [q[:, i : i + rows] for i in range(0, q.shape[1], rows)]
-    return jnp.concatenate([by_products(part, k, v, bias) for part in parts], axis=1)
+    return jnp.concatenate([some(part, k, v, bias) for part in parts], axis=1)
 
 
 _kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

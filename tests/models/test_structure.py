@@ -178,6 +178,23 @@ def test_parts_of_a_batch_are_answered_as_the_whole():
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "rows"), [("none", 0), ("tdm", 2), ("tome", 0)])
+def test_on_a_cpu_bfloat16_is_multiplied_as_it_is(name, rows):
+    """XLA does so for matrices, or batches of them along one axis, if the answer is float32."""
+    half = model(name, jnp.bfloat16)
+    program = lowered(half.apply, arguments(half), "cpu")
+    products = re.findall(r"stablehlo.dot_general.* : \((\S+), (\S+)\) -> (\S+)", program)
+
+    def is_fast(left, right, answer):
+        small = max(side.count("x") for side in (left, right)) <= 3
+        return small and "bf16" in left and "bf16" in right and "bf16" not in answer
+
+    slow = [one for one in products if "bf16" in one[0] and not is_fast(*one)]
+    # The patches, what the last block's class token asks and what it mixes, and its row in stages.
+    assert len(slow) == 3 + rows, slow
+    assert len(products) - len(slow) >= 6 * half.depth
+
+
 def test_patches_are_a_product_on_a_cpu_and_a_convolution_elsewhere():
     plain = model()
     assert "stablehlo.convolution" not in lowered(plain.apply, arguments(plain), "cpu")

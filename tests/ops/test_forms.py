@@ -96,3 +96,15 @@ def test_the_class_tokens_row_is_float32_in_half_precision():
         row = answers(platform, class_row, (query.astype(jnp.bfloat16), keys.astype(jnp.bfloat16)))
         assert row[0].dtype == jnp.float32
         np.testing.assert_allclose(row[0], expected, atol=0.05)
+
+
+def test_attention_in_bfloat16():
+    # Three parts of the queries on a CPU; it rounds the same factors, in another order.
+    qkv, bias = [normal(2, 515, 3, 8).astype(jnp.bfloat16) for _ in range(3)], normal(2, 515)
+    for arrays in (qkv, [*qkv, bias]):
+        expected, ours = (answers(platform, attend, arrays) for platform in (REFERENCE, "cpu"))
+        assert program("cpu", attend, arrays) != program(REFERENCE, attend, arrays)
+        for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+            assert one.dtype == other.dtype
+            exact, other = np.asarray(other, np.float32), np.asarray(one, np.float32)
+            np.testing.assert_allclose(other, exact, rtol=0.02, atol=0.02 * np.abs(exact).max())
