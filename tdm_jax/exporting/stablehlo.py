@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tdm_jax.errors import InputError, unknown
 from tdm_jax.exporting.preparation import prepare
 from tdm_jax.files import replacing
+from tdm_jax.models.casting import cast_weights
 from tdm_jax.models.vit import VisionTransformer
 from tdm_jax.ops.platform import portable
 

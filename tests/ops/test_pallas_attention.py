@@ -63,7 +63,7 @@ def test_long_sequences_go_a_part_of_the_queries_at_a_time(monkeypatch):
 def test_a_program_for_tpus_has_it(calls):
     packed, qkv = draw(7)
     expected = by_products(*qkv)
-    agree(attend(*qkv, packed=packed), expected, 0)
+    agree(attend(*qkv, packed=packed), expected, 0.02)
     assert not calls
     with pinned("tpu"):
         agree(attend(*qkv, packed=packed), expected, 0.02)
