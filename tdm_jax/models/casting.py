@@ -10,7 +10,7 @@ from flax import traverse_util
 def cast_weights(variables: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """Variables for inference in another type, with the answers that the float32 ones give.
 
-    Casting all weights takes a third of a forward pass of one image in bfloat16 on a CPU
+    In bfloat16 on a CPU casting them takes up to 45% of a forward pass of one image
     (docs/measurements.md, bfloat16). A training keeps float32: small updates are lost otherwise.
 
     Args:

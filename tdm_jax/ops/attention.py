@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.extend
@@ -83,16 +84,9 @@ def by_products(
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b n h k"]:
     """Heads before tokens (docs/measurements.md, CPU, "heads before tokens", "dividing by")."""
-    q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * q.shape[-1] ** -0.5, k, v))
-    logits = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias[:, None, None, :]
-    share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    # In the values' type: so are the products of its gradient. Dividing after it instead of in the
-    # softmax saves a pass over the n x n numbers.
-    y = jnp.einsum("bhqt,bhtk->bhqk", share.astype(v.dtype), v)
-    y = y.astype(jnp.float32) / share.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(y.astype(v.dtype), 1, 2)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    bias = None if bias is None else bias[:, None, None]
+    return jnp.swapaxes(_by_products(q, k, v, bias, v.dtype), 1, 2)
 
 
 def by_heads(
@@ -101,20 +95,30 @@ def by_heads(
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
 ) -> Float[Array, "b n h k"]:
-    """Images and heads as one axis (docs/measurements.md, bfloat16)."""
+    """Images and heads as one axis (docs/measurements.md, bfloat16, on a CPU)."""
     b, n, h, d = q.shape
+    q, k, v = (jnp.swapaxes(x, 1, 2).reshape(b * h, x.shape[1], d) for x in (q, k, v))
+    bias = None if bias is None else jnp.repeat(bias, h, axis=0)[:, None]
+    return jnp.swapaxes(_by_products(q, k, v, bias, jnp.float32).reshape(b, h, n, d), 1, 2)
 
-    def flat(x: Float[Array, "b _ h k"]) -> Float[Array, "bh _ k"]:
-        return jnp.swapaxes(x, 1, 2).reshape(b * h, x.shape[1], d)
 
-    exact = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("bqk,btk->bqt", flat(q * d**-0.5), flat(k), **exact)
+def _by_products(
+    q: Float[Array, "... n k"],
+    k: Float[Array, "... t k"],
+    v: Float[Array, "... t k"],
+    bias: Float[Array, "... t"] | None,
+    accumulator: Any,
+) -> Float[Array, "... n k"]:
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("...qk,...tk->...qt", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
-        logits = logits + jnp.repeat(bias, h, axis=0)[:, None]
+        logits = logits + bias
     share = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    y = jnp.einsum("bqt,btk->bqk", share.astype(v.dtype), flat(v), **exact)
-    y = y / share.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(y.reshape(b, h, n, d), 1, 2).astype(v.dtype)
+    # In the values' type: so are the products of its gradient. Dividing after it instead of in the
+    # softmax saves a pass over the n x n numbers.
+    share, total = share.astype(v.dtype), share.sum(axis=-1, keepdims=True)
+    y = jnp.einsum("...qt,...tk->...qk", share, v, preferred_element_type=accumulator)
+    return (y.astype(jnp.float32) / total).astype(v.dtype)
 
 
 def by_blocks(
