@@ -48,7 +48,9 @@ def attend(
         if packed is not None and bias is None and pallas_attention.has_gradient(t, q[0, 0].size):
             return by_tpu_kernel_backward(packed, h).reshape(q.shape)
     forms: dict[str, Callable[..., Array]] = {}
-    if q.shape[1] > _ROWS or q.dtype == jnp.bfloat16:
+    if q.dtype == jnp.bfloat16 and not in_reverse_mode():
+        forms["cpu"] = functools.partial(by_blocks, some=by_heads)
+    elif q.shape[1] > _ROWS:
         forms["cpu"] = by_blocks
     if bias is None and not is_portable() and _has_cudnn_kernel(q):
         forms["cuda"] = by_cudnn_backward if in_reverse_mode() else by_cudnn
@@ -126,9 +128,9 @@ def by_blocks(
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     bias: Float[Array, "b t"] | None = None,
+    some: Callable[..., Array] = by_products,
 ) -> Float[Array, "b t h k"]:
     """A part of the queries at a time (docs/measurements.md, CPU, "at most 256 queries")."""
-    some = by_heads if q.dtype == jnp.bfloat16 else by_products
     rows = -(-q.shape[1] // -(-q.shape[1] // _ROWS))  # even parts, as few as will do
     parts = [q[:, i : i + rows] for i in range(0, q.shape[1], rows)]
     return jnp.concatenate([some(part, k, v, bias) for part in parts], axis=1)
