@@ -154,6 +154,8 @@ def make_model(settings: Settings, classes: int) -> VisionTransformer:
         fields |= _architecture(settings)
     if "dtype" in fields:
         fields["dtype"] = _dtype(fields["dtype"])
+    if isinstance(fields.get("image_size"), int):
+        fields["image_size"] = (fields["image_size"],) * 2  # as `create_model` takes it
     of_data = {
         "image_size": data_config.image_size,
         "in_channels": data_config.channels,

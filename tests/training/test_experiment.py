@@ -37,6 +37,7 @@ def test_a_model_says_how_its_data_are_prepared():
     model = make(**{"data.mean": (0.5,), "data.interpolation": "nearest"}).model
     assert model.preprocessing == Preprocessing((0.5,), (0.349,), 1.0, "nearest")
     assert (model.image_size, model.in_channels, model.num_classes) == ((28, 28), 1, 10)
+    assert make(**{"model.image_size": 28}).model.image_size == (28, 28)
 
 
 def test_none_is_the_methods_own_default():
@@ -48,6 +49,7 @@ def test_none_is_the_methods_own_default():
     ("changes", "message"),
     [
         ({"model.num_classes": 7}, r"model.num_classes is 7, but the data \(digits\) have 10"),
+        ({"model.image_size": 32}, r"model.image_size is \(32, 32\), but the data .* \(28, 28\)"),
         ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
         ({"reducer.name": "avit", "reducer.preset": "x"}, "unknown setting of reducer 'avit'"),
     ],
