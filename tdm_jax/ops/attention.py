@@ -49,7 +49,7 @@ def attend(
             return by_tpu_kernel_backward(packed, h).reshape(q.shape)
     forms: dict[str, Callable[..., Array]] = {}
     if q.dtype == jnp.bfloat16 and not in_reverse_mode():
-        forms["cpu"] = functools.partial(by_blocks, some=by_heads)
+        forms["cpu"] = _by_blocks_of_heads
     elif q.shape[1] > _ROWS:
         forms["cpu"] = by_blocks
     if bias is None and not is_portable() and _has_cudnn_kernel(q):
@@ -135,6 +135,9 @@ def by_blocks(
     parts = [q[:, i : i + rows] for i in range(0, q.shape[1], rows)]
     return jnp.concatenate([some(part, k, v, bias) for part in parts], axis=1)
 
+
+# One function for all blocks, so that JAX traces it once.
+_by_blocks_of_heads = functools.partial(by_blocks, some=by_heads)
 
 _kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
